@@ -459,14 +459,11 @@ class JobResult(Described):
         return explained(self.shortfalls, self.rollouts, self.max_new_tokens)
 
 
-def _was(count: int) -> str:
-    return "was" if count == 1 else "were"
-
-
 def explained(found: Shortfalls, rollouts: int, max_new_tokens: int | None) -> str | None:
     """`found` of so many rollouts in words, with what helps; None if all ended well."""
+    was = "was" if found.cut_off == 1 else "were"
     said = [
-        (found.cut_off, f"{_was(found.cut_off)} cut off at {found.cut_off_at} tokens"),
+        (found.cut_off, f"{was} cut off at {found.cut_off_at} tokens"),
         (found.untagged, "never ended the thought as the profile expects"),
         (found.unanswered, "ended without an answer that can be read"),
         (found.failed, "failed"),

@@ -41,7 +41,7 @@ from marco_search.search.branches import MARCO_O1, TOP_K, Token
 
 BROKEN = "\ufffd"
 LARGEST_ID = 2**31 - 1
-_LOWEST = -3.4e38  # a float32 that is finite, for a log-prob of minus infinity
+LOWEST = -3.4e38  # a float32 that is finite, for a log-prob of minus infinity
 _ROUNDING = 1e-3  # how far above 0 a log-prob may be
 _SEQUENCES = {list, tuple}
 _LOOK_AHEAD = 16  # tokens without a text that may stand between two with one
@@ -247,12 +247,12 @@ def logprobs(column: Sequence[Any]) -> list[float]:
             found = array("f", values).tolist()
         except OverflowError:
             found = [-math.inf]
-        if math.isfinite(sum(found)) and min(found) > _LOWEST and max(found) <= _ROUNDING:
+        if math.isfinite(sum(found)) and min(found) > LOWEST and max(found) <= _ROUNDING:
             return found
     for value in values:
         if type(value) not in (float, int) or not value <= _ROUNDING:  # NaN is not
             raise BranchFailed(f"{shown(value)} is not a log-probability")
-    return array("f", [max(value, _LOWEST) for value in values]).tolist()
+    return array("f", [max(value, LOWEST) for value in values]).tolist()
 
 
 def best(numbers: Sequence[int], values: Sequence[float]) -> list[Candidates]:

@@ -407,9 +407,7 @@ def real_sets(count: int) -> dict[str, list[Problem]]:
     if not gsm8k.exists():
         print(f"GSM8K is left out: there is no {gsm8k}", file=sys.stderr)
         return sets
-    rows = map(json.loads, gsm8k.read_text("utf-8").splitlines()[: min(count, 200)])
-    problems = [row | {"answer": row["answer"].rpartition("####")[2].strip()} for row in rows]
-    return sets | {"gsm8k": [from_row(row, "gsm8k") for row in problems]}
+    return sets | {"gsm8k": load(str(gsm8k), limit=min(count, 200))}
 
 
 def make(how: Recipe, problems: Sequence[Problem], runtime: Runtime, file: Path) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,33 +27,6 @@ _INDEX = "model.safetensors.index.json"
 _WHOLE = "model.safetensors"
 _BYTES_OF = {"F32": 4, "F16": 2, "BF16": 2}
 _HEADER_LIMIT_BYTES = 100_000_000
-
-
-class ModelFiles(Protocol):
-    """What the engine reads of a model, in the shapes of a Hugging Face folder.
-
-    config, generation: config.json and generation_config.json; tokenizer: tokenizer.json;
-    tokenizer_config: tokenizer_config.json, with the chat template. All raise ModelRefused for
-    what is missing or damaged.
-    """
-
-    path: Path
-    name: str
-
-    @property
-    def config(self) -> dict[str, Any]: ...
-    @property
-    def generation(self) -> dict[str, Any]: ...
-    @property
-    def tokenizer(self) -> dict[str, Any]: ...
-    @property
-    def tokenizer_config(self) -> dict[str, Any]: ...
-
-    def weight_files(self) -> list[Path]:
-        """The files with the weights, in name order."""
-
-    def tensors(self) -> dict[str, Floats]:
-        """All tensors as float32, named and shaped as in a Hugging Face folder."""
 
 
 def open_files(path: Path) -> ModelFiles:
@@ -157,6 +130,13 @@ class Folder:
         for file in self.weight_files():
             found.update(read_tensors(file))
         return found
+
+
+ModelFiles = Folder | GgufFile
+"""What the engine reads of a model, in the shapes of a Hugging Face folder: `config` and
+`generation` (config.json and generation_config.json), `tokenizer` and `tokenizer_config`, the
+latter with the chat template, and the weights. All raise ModelRefused for what is missing or
+damaged."""
 
 
 def read_json(path: Path, *, required: bool = True) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from hashlib import blake2b
 from typing import Any
 
 from marco_search.errors import BranchFailed
-from marco_search.runtime.reply import BROKEN, first_of
+from marco_search.runtime.reply import BROKEN, LOWEST, first_of
 from marco_search.search.branches import TOP_K
 
 Row = tuple[Any, Any, str]
@@ -33,7 +33,6 @@ Spell = Callable[[Sequence[int]], list[str]]
 TEXT_IDS = 2**30
 """The first of the ids that are made from texts; a model's own are all smaller."""
 
-_NEVER = -3.4e38  # the log-prob of what is left out: adds nothing to a confidence
 _ID = re.compile(r"token_id:(\d{1,10})")
 _ENDS = {"stop": "stop", "eos_token": "stop", "stop_sequence": "stop", "length": "length"}
 
@@ -218,7 +217,7 @@ def _best(rows: Sequence[Row]) -> list[Row]:
     missing = (BROKEN * n for n in range(1, TOP_K + 1))
     while len(found) < TOP_K:
         text = next(missing)
-        found.append((_NEVER, text_id(text), text))
+        found.append((LOWEST, text_id(text), text))  # adds nothing to a confidence
     return found
 
 
