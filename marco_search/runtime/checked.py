@@ -71,7 +71,7 @@ def sound(branch: Branch | None, request: BranchRequest) -> Branch:
             raise BranchFailed("the runtime returned nothing for it")
         if branch.finish is Finish.FAILED:
             (error,) = reply.storable([str(branch.error)])
-            return replace(branch, segments=(), error=error)
+            branch = replace(branch, segments=(), error=error)
         return _checked(branch, request.max_new_tokens)
     except BranchFailed as error:
         reason = f"{BranchFailed.__name__}: {error}"
@@ -81,8 +81,8 @@ def sound(branch: Branch | None, request: BranchRequest) -> Branch:
 def _checked(branch: Branch, most: int) -> Branch:
     if branch.generated_tokens > most:
         raise BranchFailed(f"{branch.generated_tokens} tokens came, at most {most} were asked for")
-    prompt_tokens = reply.count(branch.prompt_tokens, "prompt_tokens")
-    cached_tokens = reply.count(branch.cached_tokens, "cached_tokens")
+    counts = {"prompt_tokens": branch.prompt_tokens, "cached_tokens": branch.cached_tokens}
+    prompt_tokens, cached_tokens = (reply.count(counts, name) for name in counts)
     if cached_tokens > prompt_tokens:
         raise BranchFailed("more cached tokens than prompt tokens")
     texts = {i: text for i, text in branch.texts.items() if isinstance(text, str)}
@@ -93,6 +93,7 @@ def _checked(branch: Branch, most: int) -> Branch:
         texts=texts,
         prompt_tokens=prompt_tokens,
         cached_tokens=cached_tokens,
+        seconds=reply.seconds({"seconds": branch.seconds}, "seconds"),
     )
 
 

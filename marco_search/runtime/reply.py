@@ -83,11 +83,10 @@ def read_completion(
     if not isinstance(text, str):
         raise BranchFailed("the runtime's answer has no text")
     stopped, matched = _finish(meta, stops)
-    prompt_tokens = int(_number(meta, "prompt_tokens"))
-    cached_tokens = int(_number(meta, "cached_tokens"))
+    prompt_tokens, cached_tokens = count(meta, "prompt_tokens"), count(meta, "cached_tokens")
     if cached_tokens > prompt_tokens:
         raise BranchFailed(f"{cached_tokens} cached tokens of {prompt_tokens} prompt tokens")
-    seconds = float(_number(meta, "e2e_latency", _LONGEST_S, "seconds", (int, float)))
+    took_s = seconds(meta, "e2e_latency")
     if stopped and not text and not isinstance(matched, str) and _has_no_tokens(meta):
         return Completion(
             text="",
@@ -97,7 +96,7 @@ def read_completion(
             stop=None,
             prompt_tokens=prompt_tokens,
             cached_tokens=cached_tokens,
-            seconds=seconds,
+            seconds=took_s,
         )
     chosen, candidates = entries(meta)
     numbers, values = ids(chosen), logprobs(chosen)
@@ -111,7 +110,7 @@ def read_completion(
         kept = bisect_left(list(accumulate(map(len, texts))), at + len(stop)) + 1
     if kept > most:
         raise BranchFailed(f"{kept} tokens came, at most {most} were asked for")
-    counted = _number(meta, "completion_tokens")
+    counted = count(meta, "completion_tokens")
     if counted not in (kept, len(chosen)) and meta.get("completion_tokens") is not None:
         raise BranchFailed(f"completion_tokens is {counted}, there are {len(chosen)} tokens")
     return Completion(
@@ -122,7 +121,7 @@ def read_completion(
         stop=stop,
         prompt_tokens=prompt_tokens,
         cached_tokens=cached_tokens,
-        seconds=seconds,
+        seconds=took_s,
     )
 
 
@@ -152,25 +151,24 @@ def _finish(meta: Mapping[str, Any], stops: Sequence[str]) -> tuple[bool, str | 
     return True, matched
 
 
-def _number(
-    meta: Mapping[str, Any],
-    name: str,
-    largest: float = _LARGEST_COUNT,
-    what: str = "a count",
-    types: tuple[type, ...] = (int,),
-) -> float:
+def count(meta: Mapping[str, Any], name: str) -> int:
+    """The number of tokens under this name; 0: there is none."""
     value: Any = meta.get(name)
     if value is None:
         return 0
-    if type(value) not in types or not 0 <= value <= largest:
-        raise BranchFailed(f"{name} is {shown(value)}, not {what}")
-    number: float = value
-    return number
+    if type(value) is not int or not 0 <= value <= _LARGEST_COUNT:
+        raise BranchFailed(f"{name} is {shown(value)}, not a count")
+    return value
 
 
-def count(value: object, name: str) -> int:
-    """A number of tokens."""
-    return int(_number({name: value}, name))
+def seconds(meta: Mapping[str, Any], name: str) -> float:
+    """The seconds under this name; 0.0: there are none."""
+    value: Any = meta.get(name)
+    if value is None:
+        return 0.0
+    if type(value) not in (int, float) or not 0 <= value <= _LONGEST_S:
+        raise BranchFailed(f"{name} is {shown(value)}, not seconds")
+    return float(value)
 
 
 def _texts(

@@ -131,6 +131,13 @@ ASKED = Expansion(
         (lambda found: [], "returned nothing"),
         (lambda found: [replace(b, prompt_tokens=-1) for b in found], "prompt_tokens is -1"),
         (lambda found: [replace(b, cached_tokens=10**6) for b in found], "more cached"),
+        (lambda found: [replace(b, seconds=math.nan) for b in found], "seconds is nan"),
+        (
+            lambda found: [
+                replace(b, finish=Finish.FAILED, error="why", prompt_tokens=2**70) for b in found
+            ],
+            "prompt_tokens is",
+        ),
         (of_tokens(lambda t: replace(t, top=())), "best candidates"),
         (of_tokens(lambda t: replace(t, logprob=math.nan)), "nan is not a log-probability"),
         (of_tokens(lambda t: replace(t, logprob=0.5)), "0.5 is not a log-probability"),
