@@ -387,19 +387,20 @@ COMMENT ON COLUMN audit.job_usage.day IS 'Day of submission, UTC';
 COMMENT ON COLUMN audit.job_usage.seconds_queued IS 'Seconds from submission to the first claim';
 
 CREATE VIEW audit.batch_usage WITH (security_invoker = true) AS
-SELECT batch_id, tenant,
-    count(*) AS jobs, count(*) FILTER (WHERE state = 'succeeded') AS succeeded,
-    count(*) FILTER (WHERE state IN ('failed', 'dead')) AS failed,
-    count(*) FILTER (WHERE state = 'cancelled') AS cancelled,
-    count(*) FILTER (WHERE state = 'expired') AS expired,
+SELECT l.batch_id, j.tenant,
+    count(*) AS jobs, count(*) FILTER (WHERE j.state = 'succeeded') AS succeeded,
+    count(*) FILTER (WHERE j.state IN ('failed', 'dead')) AS failed,
+    count(*) FILTER (WHERE j.state = 'cancelled') AS cancelled,
+    count(*) FILTER (WHERE j.state = 'expired') AS expired,
     count(correct) AS checked, count(*) FILTER (WHERE correct) AS correct,
     sum(attempts)::bigint AS attempts, sum(rollouts)::bigint AS rollouts,
     sum(nodes)::bigint AS nodes, sum(generated_tokens)::bigint AS generated_tokens,
     sum(prompt_tokens)::bigint AS prompt_tokens, sum(cached_tokens)::bigint AS cached_tokens,
     sum(seconds)::double precision AS seconds,
     avg(extract(epoch FROM started_at - created_at)::double precision) AS seconds_queued
-FROM public.jobs WHERE batch_id IS NOT NULL GROUP BY batch_id, tenant;
-COMMENT ON VIEW audit.batch_usage IS 'Jobs, tokens and time of each batch';
+FROM audit.batch_lines AS l JOIN public.jobs AS j ON j.id = l.job_id GROUP BY l.batch_id, j.tenant;
+COMMENT ON VIEW audit.batch_usage IS
+    'Jobs, tokens and time of each batch: of each line the latest job, as in batches';
 
 CREATE VIEW audit.tenant_usage WITH (security_invoker = true) AS
 SELECT tenant,

@@ -191,6 +191,9 @@ def test_the_jobs_of_a_batch_are_the_same_everywhere(
     marco("export", str(tmp_path / "out"), "--table", "jobs", "--batch", str(batch))
     jobs = (tmp_path / "out" / "jobs.jsonl").read_text().splitlines()
     assert {json.loads(line)["job_id"] for line in jobs} == set(ids)
+    assert producer.restart_batch(batch) == 1
+    sql = f"SELECT jobs, cancelled FROM audit.batch_usage WHERE batch_id = '{batch}'"  # noqa: S608
+    assert json.loads(marco("sql", sql, "--json")) == [{"jobs": 2, "cancelled": 1}]
 
 
 def test_a_file_that_is_no_json_lines_is_refused_at_once(marco: Marco, tmp_path: Path) -> None:
