@@ -40,6 +40,8 @@ _MUST_BE = {
     "bool_parsing": "must be true or false",
     "dict_type": "must be a JSON object",
     "string_too_short": "must not be empty",
+    "string_unicode": "must be UTF-8",
+    "ip_any_network": "must be networks such as 10.1.0.0/16, separated by commas",
 }
 RENAMED = {"MARCO_WORKER_SWEEPS": "MARCO_WORKER_SCHEDULER"}
 """Old names of settings: they work for one more version, with a warning."""

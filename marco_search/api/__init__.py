@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
-
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader
 from starlette.types import ASGIApp
@@ -12,12 +10,6 @@ from starlette.types import ASGIApp
 from marco_search import __version__
 from marco_search.api import batch_routes, chat_completions, job_routes, responses
 from marco_search.api.access import BEARER, Guard, Service
-
-ROUTERS: Final[tuple[APIRouter, ...]] = (
-    chat_completions.router,
-    job_routes.router,
-    batch_routes.router,
-)
 
 
 def create_app(service: Service) -> ASGIApp:
@@ -43,6 +35,6 @@ def create_app(service: Service) -> ASGIApp:
         address = str(request.base_url).rstrip("/")
         return HTMLResponse(page.get_template("docs.html").render(app.openapi(), address=address))
 
-    for router in ROUTERS:
-        app.include_router(router, dependencies=[Depends(BEARER)])
+    for room in (chat_completions, job_routes, batch_routes):
+        app.include_router(room.router, dependencies=[Depends(BEARER)])
     return Guard(app, service)

@@ -64,7 +64,6 @@ _COMING: Counter[str] = Counter()  # bytes that this process is being sent, by t
 _UNITS = {"m": 60, "h": 3600, "d": 86400}
 _RETRY_S = 5.0  # while too much is queued
 _KEYED = UUID("6d0c1a52-5d0b-4b5e-9c57-0c1d5fb9d3a4")  # ids of batches with an idempotency key
-Limit = Annotated[int, Query(ge=1, le=100)]
 _FEEDS: dict[UUID, asyncio.Task[None]] = {}  # batches that this process stores lines of
 
 
@@ -273,7 +272,7 @@ async def create_batch(
 
 @router.get("/batches", summary="List the batches, newest first")
 async def list_batches(
-    caller: Reads, after: str | None = None, limit: Limit = 20
+    caller: Reads, after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20
 ) -> dict[str, Any]:
     """Those too that came from the command line or from Python."""
     place = batch_uuid(after) if after else None

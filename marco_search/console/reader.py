@@ -118,7 +118,7 @@ class Reader:
         return [(None, totals) for totals in self._read(queries.tenants)]
 
     def models(self, old: str = "", new: str = "") -> Models:
-        """Revisions; those named (see `revisions.named`) compared. Raises QueryRefused."""
+        """Revisions; those named (see `lineage.named_revision`) compared. Raises QueryRefused."""
         with self._database.transaction() as conn:
             known = lineage.revisions(conn)
             if not (old and new):

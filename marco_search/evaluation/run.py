@@ -11,14 +11,14 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from marco_search import settings
 from marco_search.engine import Journal, SearchPlan, make_plan, profile_of, run_search
@@ -32,7 +32,9 @@ from marco_search.kinds import kind_of
 from marco_search.runtime.base import Runtime
 from marco_search.search.actions import Action
 from marco_search.search.config import SearchConfig
-from marco_search.search.tree import Tree
+
+if TYPE_CHECKING:
+    from producer import Producer
 
 THREADS = 16
 """Searches at once in this process."""
@@ -248,20 +250,11 @@ class _Journal(Journal):
             raise CancelledError
 
 
-class Queue(Protocol):
-    """The methods of a Producer that are used here."""
-
-    def submit_many(self, jobs: Sequence[Job]) -> Sequence[Any]: ...
-    def results(self, jobs: Sequence[Any]) -> Iterator[JobResult]: ...
-    def tree(self, job: str) -> Tree: ...
-    def config(self, job: str) -> SearchConfig: ...
-
-
 def run_queued(
     problems: Sequence[Problem],
     recipe: Recipe,
     file: Path,
-    producer: Queue,
+    producer: Producer,
     *,
     on_progress: OnProgress | None = None,
 ) -> list[Trace]:

@@ -1,8 +1,8 @@
 """What an evaluation keeps of each search: rollouts, answers and token scores, no labels.
 
-A trace is one line of JSON. From it every figure of the report follows, as do other rewards
-and votes (`rescoring`) and what the search would have answered at a smaller budget
-(`grading`), without generating a token.
+A trace is one line of JSON. From it every figure of the report follows, as does what the search
+would have answered under other rewards and votes and at a smaller budget (`grading`), without
+generating a token.
 """
 
 from __future__ import annotations

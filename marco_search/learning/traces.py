@@ -367,7 +367,7 @@ def _parts(jobs: Iterable[StoredJob]) -> Iterator[list[StoredJob]]:
 
 _OTHER_PROFILE = (
     "the profile that it was searched with is another here, so that its prompt can't be made again:"
-    " MARCO_PROFILE, MARCO_PROFILES and MARCO_OVERRIDES must be as its worker had them"
+    " MARCO_PROFILE, MARCO_OVERRIDES and MARCO_HOME's profiles must be as its worker had them"
 )
 
 

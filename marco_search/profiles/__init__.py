@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tomllib
 from collections import Counter
 from collections.abc import Mapping
@@ -206,10 +207,12 @@ class Profile(Input):
 
 
 def _check_search_fields(given: Mapping[str, Any]) -> None:
-    for name in given:
+    for name, value in given.items():
         if name not in SEARCH_FIELDS:
             known = hint(name, [*SEARCH_FIELDS, *Profile.model_fields])
             raise within(name, f"unknown field{known}; see docs/profiles.md for all fields")
+        if isinstance(value, float) and not math.isfinite(value):  # a plan is stored as JSON
+            raise within(name, f"must be a finite number, not {value}")
     try:
         config_adapter().validate_python({"strategy": "auto", "action": "step", **given})
     except ValidationError as error:

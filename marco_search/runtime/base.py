@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from marco_search.jobs.validation import at_most, spelt
 from marco_search.search.branches import Branch, Expansion, Message
 from marco_search.text import HIDDEN, one_line, redacted
 
@@ -18,7 +19,7 @@ UNKNOWN = "unknown"
 """A version, model or revision that the server does not tell."""
 
 
-_Text = Annotated[str, Field(max_length=1024)]
+_Text = Annotated[str, at_most(1024, empty=True)]
 
 
 class Training(BaseModel):
@@ -29,7 +30,9 @@ class Training(BaseModel):
     parent_model: _Text
     parent_revision: _Text
     #: manifest_sha256 of each data set
-    manifests: list[Annotated[str, Field(pattern="^[0-9a-f]{64}$")]] = Field(max_length=1000)
+    manifests: list[Annotated[str, spelt("[0-9a-f]{64}", "a SHA-256 in hex")]] = Field(
+        max_length=1000
+    )
     config_sha256: _Text | None = None
     method: _Text  #: sft or dpo
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None

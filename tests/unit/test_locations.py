@@ -190,3 +190,18 @@ def test_numbers_that_nothing_takes_are_refused_as_settings(
     monkeypatch.setenv(f"MARCO_{name}", value)
     with pytest.raises(InvalidSettings, match=f"MARCO_{name}"):
         settings_module.load.__wrapped__()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("WEBHOOK_NETWORKS", "mine", "must be networks such as 10.1.0.0/16, separated by commas"),
+        ("TENANT", "\udcff", "must be UTF-8"),
+    ],
+)
+def test_a_setting_is_refused_in_words(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
+    monkeypatch.setenv(f"MARCO_{name}", value)
+    with pytest.raises(InvalidSettings, match=f"MARCO_{name}: {said}"):
+        settings_module.load.__wrapped__()

@@ -327,6 +327,8 @@ def test_rollouts_that_end_well_are_not_mentioned() -> None:
         ("temprature = 1.0", "temprature: unknown field; did you mean 'temperature'?"),
         ("top_p = 1.5", "top_p: must be at most 1, not 1.5"),
         ("[search]\nsharpnes = 1", "search.sharpnes: unknown field; did you mean 'sharpness'?"),
+        ("[search]\nreference = nan", "search.reference: must be a finite number, not nan"),
+        ("[search.tree]\nspread = inf", "search.spread: must be a finite number, not inf"),
         ('[search]\nsharpness = "much"', "search.sharpness: must be a number, not 'much'"),
         ("[search.tree]\nsharpness = -1.0", "search.sharpness: must be at least 0, not -1.0"),
         ('[search]\nselection = "best"', "search.selection: unknown value 'best'; use one of: uct"),

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from marco_search.errors import ModelRefused
+from marco_search.jobs.validation import explain
 from marco_search.runtime.base import Training
 from marco_search.runtime.embedded.gguf_file import GgufFile
 from marco_search.runtime.embedded.linear import Floats
@@ -64,7 +65,7 @@ def training_of(path: Path) -> Training | None:
     try:
         return Training.model_validate(data)
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {explain(e)}" for e in error.errors())
         raise ModelRefused(
             f"{file} does not say what the model was trained from ({one_line(wrong)[:300]}): "
             "correct it, or remove it"
