@@ -79,6 +79,9 @@ FORMATS = {
     3: Format(kinds_of(3), payload=DEFAULTS_3),
     4: Format(kinds_of(4), payload=DEFAULTS_3),
 }
+assert all(c.since in FORMATS for t in schema.TABLES.values() for c in t.columns.values()), (
+    "a column that is hashed since a format needs that format"
+)
 NEWEST = max(FORMATS)
 """What is written now."""
 KEYED = tuple(name for name, kind in FORMATS[NEWEST].kinds.items() if kind.key)

@@ -1,4 +1,4 @@
-"""A new column takes a line of the schema, a field and a migration: all else follows.
+"""A new column takes a line of the schema, a field and a migration, and a format if it is hashed.
 
 The worked example of docs: here it is done to a copy of the package.
 """
@@ -12,10 +12,12 @@ import sys
 from pathlib import Path
 
 from marco_search import migrations
+from marco_search.audit.formats import NEWEST
 from marco_search.store.db import SCHEMA_REVISION
 
 NEXT = f"{int(SCHEMA_REVISION) + 1:04}"
-COLUMN = '    _node("surprise", "float8", "How unexpected it was", since=4),\n'
+COLUMN = '    _node("surprise", "float8", "How unexpected it was", since={format}),\n'
+FORMAT = "    {format}: Format(kinds_of({format}), payload=DEFAULTS_3),\n"
 FIELD = "    surprise: float = 0.0\n"
 MIGRATION = f'''"""Nodes say how unexpected they were."""
 
@@ -37,7 +39,7 @@ import psycopg
 
 from marco_search import migrations
 from marco_search.audit.canonical import Reader
-from marco_search.audit.formats import kinds_of
+from marco_search.audit.formats import FORMATS, NEWEST
 from marco_search.export.tables import TABLES
 from marco_search.migrations import derived
 from marco_search.search.tree import Node
@@ -55,8 +57,8 @@ assert packing.node(**{
     "token_ids": [], "token_texts": [], "logprobs": [], "confidences": [], "top_ids": [],
     "top_logprobs": [], "terminal": False, "surprise": 0.25,
 }) == node
-assert "surprise" in kinds_of(4)["node"].columns
-assert "surprise" not in kinds_of(3)["node"].columns
+assert "surprise" in FORMATS[NEWEST].kinds["node"].columns
+assert "surprise" not in FORMATS[NEWEST - 1].kinds["node"].columns
 assert "surprise" in TABLES["nodes"].columns(text=False)
 migrations.upgrade(sys.argv[1])
 with psycopg.connect(sys.argv[1]) as conn:
@@ -74,20 +76,28 @@ print(migrations.__file__)
 def test_a_new_column_takes_a_line_a_field_and_a_migration(
     database_url: str, tmp_path: Path
 ) -> None:
-    root = Path(migrations.__file__).parents[2]
+    root, number = Path(migrations.__file__).parents[2], NEWEST + 1
     ignore = shutil.ignore_patterns("*.safetensors", "__pycache__")
     copy = tmp_path / "marco_search"
     shutil.copytree(root / "marco_search", copy, ignore=ignore)
-    insert(copy / "schema.py", '    _node("depth",', COLUMN)
+    insert(copy / "schema.py", '    _node("depth",', COLUMN.format(format=number))
+    check = ["-c", "import marco_search.audit.formats"]
+    refused = run(check, tmp_path, root)
+    assert "needs that format" in refused.stderr, "it would not be hashed"
+    insert(copy / "audit" / "formats.py", f"    {NEWEST}: Format(", FORMAT.format(format=number))
     insert(copy / "search" / "tree.py", "    terminal: bool", FIELD)
     (copy / "migrations" / "versions" / f"v{NEXT}_surprise.py").write_text(MIGRATION)
-    done = subprocess.run(
-        [sys.executable, "-c", CHECK, database_url],
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(root)},
-        timeout=120, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = run(["-c", CHECK, database_url], tmp_path, root)
     assert done.returncode == 0, done.stderr
     assert str(tmp_path) in done.stdout
+
+
+def run(words: list[str], folder: Path, root: Path) -> subprocess.CompletedProcess[str]:
+    """Python with these words and the copy of the package."""
+    return subprocess.run(
+        [sys.executable, *words], cwd=folder, env=os.environ | {"PYTHONPATH": str(root)},
+        timeout=120, capture_output=True, text=True, check=False,
+    )  # fmt: skip
 
 
 def insert(path: Path, after: str, line: str) -> None:
