@@ -18,6 +18,7 @@ from marco_search.errors import (
     InputError,
     InvalidJob,
     JobFailed,
+    JobNotFound,
     MarcoError,
     PromptTooLong,
     WaitTimeout,
@@ -108,6 +109,8 @@ async def _result(caller: Caller, job: Job, handle: JobHandle) -> JobResult:
         why = f"{result.error_type}: {result.error}; " if result.error else ""
         kind = _failure(job, result.error_type)
         raise kind(f"job {result.state}: {why}GET /jobs/{handle.id}/result has what it found")
+    if result.archived:  # submitted again with its idempotency key
+        raise JobNotFound(completions.gone(result))
     return result
 
 

@@ -257,6 +257,8 @@ def _first_line(result: JobResult) -> str:
     """A first line: the answer, or what became of the job."""
     if result.error:
         return f"{result.state}: {result.error_type}: {one_line(result.error)}"
+    if result.archived:
+        return f"{result.state}: its answers are in the archive of {result.archived}"
     if result.answer is None:
         why = f", {result.shortfall}" if result.shortfall else ""
         return f"{result.state}: no answer{why}"

@@ -441,6 +441,9 @@ class JobResult(Described):
     redacted_at: datetime | None = Field(
         None, description="When its texts were replaced; what stands there is no answer"
     )
+    archived: str | None = Field(
+        None, description="The month whose archive has its answers, shortfalls and tree"
+    )
     expected: str | None = Field(None, description="As the caller gave it")
     correct: bool | None = Field(
         None,

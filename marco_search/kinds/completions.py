@@ -187,8 +187,15 @@ def response(result: JobResult) -> dict[str, Any]:
         if result.answers:
             reason += f"; GET /jobs/{result.job_id}/result has the answers that it had by then"
         return line | {"response": None, "error": {"code": code, "message": reason}}
+    if result.archived:
+        return line | {"response": None, "error": {"code": "archived", "message": gone(result)}}
     body = {"status_code": 200, "request_id": result.job_id, "body": completion(result)}
     return line | {"response": body, "error": None}
+
+
+def gone(result: JobResult) -> str:
+    """Why the result of an archived job has no answers."""
+    return f"job {result.job_id}: its answers are in the archive of {result.archived}"
 
 
 def completion(result: JobResult) -> dict[str, Any]:

@@ -295,7 +295,8 @@ LEFT JOIN LATERAL (
 ) AS e ON true;
 COMMENT ON VIEW audit.attempts IS
     'Claims of jobs by workers: with what each was run, what it added, and how it ended';
-COMMENT ON COLUMN audit.attempts.rounds IS 'Rounds it added to the trail';
+COMMENT ON COLUMN audit.attempts.rounds IS
+    'Rounds it added to the trail; as below none of an archived job';
 COMMENT ON COLUMN audit.attempts.rollouts IS 'Rollouts it added';
 COMMENT ON COLUMN audit.attempts.generated_tokens IS 'Tokens of those';
 COMMENT ON COLUMN audit.attempts.ended IS

@@ -26,10 +26,12 @@ from marco_search.cli.job_commands import show
 from marco_search.errors import ArchiveRefused, RedactionRefused, RuntimeUnavailable
 from marco_search.export import archive as files
 from marco_search.export.tables import Filter
+from marco_search.kinds import completions
 from marco_search.learning import build, duplicates, origins, samples
 from marco_search.learning.traces import Rules
 from marco_search.store.db import Conn, Database
 from marco_search.store.queue import dead_letters, jobs
+from marco_search.store.reads import queries
 from marco_search.store.seal import archives, redactions
 from marco_search.store.seal.verification import check_range, verify_all, verify_job
 from marco_search.store.trail import partitions
@@ -123,9 +125,9 @@ def test_a_month_moves_out_and_all_that_remains_still_fits(
     assert (after.jobs, after.archived_jobs, after.links) == (4, 3, before.links + 1)
     assert 0 < after.nodes < before.nodes
     assert verify_job(database, august[0]).status is Status.ARCHIVED
-    result = CliRunner().invoke(verify, ["--archive", str(month), "--json"])
-    assert result.exit_code == 0
-    report = json.loads(result.output)
+    checked = CliRunner().invoke(verify, ["--archive", str(month), "--json"])
+    assert checked.exit_code == 0
+    report = json.loads(checked.output)
     assert (report["jobs"], report["nodes"]) == (3, before.nodes - after.nodes)
     with database.transaction() as conn:
         events = conn.execute("SELECT job_id FROM audit_log WHERE event = 'archived' ORDER BY id")
@@ -137,6 +139,13 @@ def test_a_month_moves_out_and_all_that_remains_still_fits(
     shown = CliRunner().invoke(show, [str(august[0])])
     assert "are in the archive of 2026-08" in shown.output
     assert "no answer" not in shown.output
+    with database.transaction() as conn:
+        everything = [row[0] for row in conn.execute("SELECT id FROM jobs ORDER BY id")]
+        *_, mine = found = sorted(queries.results(conn, everything), key=lambda r: r.job_id or "")
+    assert [r.archived for r in found] == ["2026-08"] * 3 + [None]
+    for result, answered in ((found[0], False), (mine, True)):
+        line = completions.response(result)
+        assert [line["error"] is None, line["response"] is not None] == [answered] * 2
 
 
 def test_what_was_made_of_an_archived_tree_is_known_and_nothing_new_is_made_of_it(

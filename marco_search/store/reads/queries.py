@@ -391,6 +391,10 @@ _RESULTS = f"""
          FROM audit.rollouts AS r LEFT JOIN audit.nodes AS leaf  -- the root is not stored
              ON leaf.job_id = r.job_id AND leaf.node_id = r.path[cardinality(r.path)]
          WHERE r.job_id = jobs.job_id) AS shortfalls,
+        CASE WHEN rollouts > 0
+            AND NOT EXISTS (SELECT FROM audit.rollouts AS r WHERE r.job_id = jobs.job_id)
+        THEN (SELECT e.detail ->> 'month' FROM audit.events AS e
+            WHERE e.job_id = jobs.job_id AND e.event = 'archived') END AS archived,
         -- A job that succeeded may have the error of an earlier attempt.
         CASE WHEN state <> 'succeeded' THEN error_type END AS error_type,
         CASE WHEN state <> 'succeeded' THEN error END AS error
