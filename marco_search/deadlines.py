@@ -10,7 +10,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult
@@ -19,6 +19,7 @@ from marco_search.errors import InputError
 
 if TYPE_CHECKING:
     import ssl
+    from http.client import HTTPResponse
 
 KEEPALIVE = {
     getattr(socket, name): value
@@ -146,6 +147,34 @@ def _first(host: str, port: int, call: Call, check: Callable[[str], object]) -> 
             sock.settimeout(call.timeout_s)
             return sock
     raise failure or OSError(f"{host} has no address")
+
+
+@contextlib.contextmanager
+def posted(
+    parts: SplitResult,
+    body: bytes,
+    headers: Mapping[str, str],
+    call: Call,
+    check: Callable[[str], object] = lambda address: None,
+) -> Iterator[HTTPResponse]:
+    """The response to a POST to this address; both end with the call. `check`: see `connected`.
+
+    Raises OSError, HTTPException, ValueError, InputError.
+    """
+    import http.client  # most processes only want the options above
+    import ssl
+
+    host, port = parts.hostname or "", port_of(parts)
+    tls = ssl.create_default_context() if parts.scheme == "https" else None
+    connection = http.client.HTTPConnection(host, port)
+    if tls is not None:
+        connection = http.client.HTTPSConnection(host, port, context=tls)
+    connection.sock = connected(host, port, call, tls, check)
+    with contextlib.closing(connection), call.using(connection.sock):
+        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        connection.request("POST", path, body, headers)
+        with connection.getresponse() as response:
+            yield response
 
 
 def seconds_of(retry_after: str | None) -> float | None:

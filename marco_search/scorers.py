@@ -16,7 +16,6 @@ import math
 import os
 import select
 import signal
-import ssl
 import subprocess
 import tempfile
 import time
@@ -29,7 +28,7 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 
 from marco_search import settings as settings_module
-from marco_search.deadlines import Call, connected, port_of
+from marco_search.deadlines import Call, port_of, posted
 from marco_search.errors import InvalidSettings, NotOffered
 from marco_search.forks import ending_with
 from marco_search.runtime.base import strip_control_tokens
@@ -138,20 +137,18 @@ class Server:
     def __init__(self, variable: str, url: str, key: SecretStr | None) -> None:
         """Raises InvalidSettings, naming the variable, for an address that can't be used."""
         try:
-            parts = urlsplit(url)
-            self._host, self._port = parts.hostname, port_of(parts)
+            self._parts = parts = urlsplit(url)
+            port_of(parts)
         except ValueError:
             raise InvalidSettings(f"{variable}: not an address") from None
-        self._tls = parts.scheme == "https"
-        self._path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
         secret = key.get_secret_value().strip() if key else ""
-        if parts.scheme not in ("http", "https") or not self._host or "@" in parts.netloc:
+        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
             raise InvalidSettings(
                 f"{variable}: needs http:// or https:// and a host, without a user; a key goes "
                 "into MARCO_REWARD_API_KEY or MARCO_VERIFIER_API_KEY"
             )
-        if secret and not self._tls and self._host not in _LOOPBACK:
+        if secret and parts.scheme == "http" and parts.hostname not in _LOOPBACK:
             raise InvalidSettings(f"{variable}: a key is only sent over https://")
         if secret and not (secret.isascii() and secret.isprintable()):
             raise InvalidSettings(f"{variable}: its key has characters that no header can hold")
@@ -160,20 +157,12 @@ class Server:
 
     def post(self, body: bytes, call: Call, most: int) -> tuple[int, bytes]:
         """Status and answer, of at most `most` bytes. Raises NoScore, also when `call` is over."""
-        host = str(self._host)
-        made = http.client.HTTPSConnection if self._tls else http.client.HTTPConnection
-        connection = made(host, self._port)
         try:
-            with contextlib.closing(connection):
-                tls = ssl.create_default_context() if self._tls else None
-                connection.sock = connected(host, self._port, call, tls)
-                with call.using(connection.sock):
-                    connection.request("POST", self._path, body, self._headers)
-                    with connection.getresponse() as response:
-                        found = response.read(most + 1)
-                        # `read` does not say that bytes are missing: of 0.95 it returns 0.
-                        if len(found) <= most and (response.length or call.over):
-                            raise http.client.IncompleteRead(b"")
+            with posted(self._parts, body, self._headers, call) as response:
+                found = response.read(most + 1)
+                # `read` does not say that bytes are missing: of 0.95 it returns 0.
+                if len(found) <= most and (response.length or call.over):
+                    raise http.client.IncompleteRead(b"")
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise (_late(call) if call.over else NoScore(str(error) or repr(error))) from None
         if len(found) > most:

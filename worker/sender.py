@@ -14,7 +14,6 @@ import hmac
 import http.client
 import json
 import logging
-import ssl
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from typing import Final
 from uuid import UUID
 
 from marco_search import __version__
-from marco_search.deadlines import Call, connected, port_of, seconds_of
+from marco_search.deadlines import Call, posted, seconds_of
 from marco_search.errors import InputError, MarcoError
 from marco_search.metrics import DELIVERIES, record
 from marco_search.settings import Settings
@@ -150,8 +149,13 @@ def _deliver(claimed: Claimed, body: bytes, settings: Settings) -> _Answer:
         "webhook-signature": " ".join(signatures),
     }
     call = Call(time.monotonic() + settings.webhook_timeout_s)
+    check = partial(webhooks.check_address, settings=settings)
     try:
-        status, retry_after_s = _post(claimed.url, body, headers, call, settings)
+        parts = webhooks.checked_url(claimed.url, settings)
+        with posted(parts, body, headers, call, check) as answer:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                answer.read(_MOST_READ)  # otherwise some servers report a broken connection
+            status, retry_after_s = answer.status, seconds_of(answer.headers["Retry-After"])
     except InputError as error:
         return _Answer(str(error))
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -164,26 +168,3 @@ def _deliver(claimed: Claimed, body: bytes, settings: Settings) -> _Answer:
         return _Answer(None, status)
     why = ": redirects are not followed" if 300 <= status < 400 else ""
     return _Answer(f"HTTP {status}{why}", status, retry_after_s)
-
-
-def _post(
-    url: str, body: bytes, headers: dict[str, str], call: Call, settings: Settings
-) -> tuple[int, float | None]:
-    """The status, and the seconds of Retry-After if given.
-
-    Raises InputError for an address that is not allowed, OSError, HTTPException.
-    """
-    parts = webhooks.checked_url(url, settings)
-    host, port = parts.hostname or "", port_of(parts)
-    tls = ssl.create_default_context() if parts.scheme == "https" else None
-    sock = connected(host, port, call, tls, partial(webhooks.check_address, settings=settings))
-    with sock, call.using(sock):
-        connection = http.client.HTTPConnection(host, port)
-        connection.sock = sock
-        with contextlib.closing(connection):
-            target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-            connection.request("POST", target, body, {"Host": parts.netloc, **headers})
-            answer = connection.getresponse()
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                answer.read(_MOST_READ)  # otherwise some servers report a broken connection
-            return answer.status, seconds_of(answer.headers["Retry-After"])
