@@ -86,7 +86,8 @@ class _Server(uvicorn.Server):
 
 class _Observed:
     """ASGI middleware: counts requests, puts each into the trace that its client names, and gives
-    it an id, which its answer and what is logged of it have.
+    it an id, which its answer and what is logged of it have. HEAD is served as GET: the server
+    omits the body.
     """
 
     def __init__(self, app: ASGIApp, stopping: asyncio.Event) -> None:
@@ -97,7 +98,8 @@ class _Observed:
             await self._app(scope, receive, send)
             return
         began, status, request_id = time.monotonic(), 500, f"req_{uuid4().hex}"
-        given = Headers(scope=scope).get("traceparent")
+        given, method = Headers(scope=scope).get("traceparent"), scope["method"]
+        scope = {**scope, "method": "GET" if method == "HEAD" else method}
 
         async def noting(message: Message) -> None:
             nonlocal status
@@ -116,18 +118,13 @@ class _Observed:
                 if not self._stopping.is_set():  # then it had its time to end
                     raise
             except Exception:  # answered with 500 already; uvicorn would log it without the id
-                log.exception("%s %s, %s, failed", scope["method"], scope["path"], request_id)
+                log.exception("%s %s, %s, failed", method, scope["path"], request_id)
             finally:
                 # Not the client's text: the number of labels would be unbounded.
                 route = getattr(scope.get("route"), "path", "(none)")
-                method = scope["method"] if scope["method"] in _METHODS else "(other)"
-                record(REQUESTS, 1, method, route, str(status))
+                known = method if method in _METHODS else "(other)"
+                record(REQUESTS, 1, known, route, str(status))
                 record(REQUEST, time.monotonic() - began, route)
-
-
-def as_get(scope: Scope) -> Scope:
-    """Serves HEAD as GET, whose body the server omits; passes on other requests."""
-    return {**scope, "method": "GET"} if scope.get("method") == "HEAD" else scope
 
 
 def _reachable(host: str) -> str:

@@ -21,7 +21,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from marco_search.api.responses import refusal, too_large
 from marco_search.errors import InvalidApiKey, MarcoError, RateLimitExceeded, RightsMissing
-from marco_search.http_server import as_get
 from marco_search.settings import Settings
 from marco_search.store import api_keys
 from marco_search.store.api_keys import RIGHTS, ApiKey, Rate, Right
@@ -102,7 +101,6 @@ class Guard:
         self._app, self._service = app, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope = as_get(scope)
         answer, rate = self._app, None
         if scope["type"] == "http" and scope["path"] not in OPEN:
             try:

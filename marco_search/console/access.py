@@ -24,7 +24,6 @@ from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from marco_search.console.rendering import page
-from marco_search.http_server import as_get
 
 LOGIN, HEALTH = "/login", "/healthz"
 SESSION_S = 12 * 3600
@@ -158,7 +157,6 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope = as_get(scope)
         static = _is_static(scope["path"])
 
         async def send_with_headers(message: Message) -> None:

@@ -311,13 +311,6 @@ def test_cookies_of_other_programs_do_no_harm(reader: FakeReader, foreign: str) 
         assert client.get("/jobs", headers=headers).status_code == 200, cookie
 
 
-def test_every_page_answers_head(reader: FakeReader) -> None:
-    client = client_of(reader)
-    for path in ("/jobs", f"/jobs/{job_id(1)}", "/login", "/static/console.css"):
-        assert client.head(path).status_code == 200, path
-    assert client.head("/nowhere").status_code == 404
-
-
 @pytest.mark.parametrize(
     "elsewhere", ["https://evil.example/", "//evil.example", "/\\evil", "javascript:1", "/a\r\nb"]
 )

@@ -31,6 +31,7 @@ def test_requests_are_counted_by_route_and_belong_to_their_client_s_trace(
     assert client.get("/jobs/1", headers={"traceparent": SPAN}).json() == SPAN
     assert client.get("/jobs/2", headers={"traceparent": "nonsense"}).json() is None
     assert client.get("/jobs/3").json() is None
+    assert client.head("/jobs/4").status_code == 200
     client.request("SCAN", "/etc/passwd")
 
     def value(name: str, **labels: str) -> float | None:
@@ -38,8 +39,9 @@ def test_requests_are_counted_by_route_and_belong_to_their_client_s_trace(
 
     counted = "marco_http_requests_total"
     assert value(counted, method="GET", route="/jobs/{job}", status="200") == 3
+    assert value(counted, method="HEAD", route="/jobs/{job}", status="200") == 1
     assert value(counted, method="(other)", route="(none)", status="404") == 1
-    assert value("marco_http_request_seconds_count", route="/jobs/{job}") == 3
+    assert value("marco_http_request_seconds_count", route="/jobs/{job}") == 4
 
 
 def test_a_request_has_an_id_which_the_log_of_a_bug_has_too(
