@@ -1,4 +1,4 @@
-"""Keys of the HTTP API: made, listed, revoked, and looked up with their rate limit."""
+"""Keys of the HTTP API: creation, listing, revocation, lookup and rate limits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HINT = "make one with `marco keys create` and send it as Authorization: Bearer K
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKey:
-    """What is known of a key."""
+    """A key, without its secret."""
 
     id: str
     name: str
@@ -36,7 +36,7 @@ class ApiKey:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """Where a key stands with its rate limit, a request that is counted included."""
+    """State of a key's rate limit, including the current request."""
 
     per_minute: int
     busy_s: float  #: until as many as ever may be sent at once
@@ -44,12 +44,12 @@ class Rate:
 
     @property
     def left(self) -> int:
-        """Requests that may be sent at once now."""
+        """Requests that may be sent at once."""
         return max(0, int((_WINDOW_S - self.busy_s) * self.per_minute / 60))
 
     @property
     def retry_s(self) -> float:
-        """Until the next request may be sent."""
+        """Seconds until the next request may be sent."""
         return max(0.0, self.busy_s + 60 / self.per_minute - 60)
 
 
@@ -66,7 +66,7 @@ def new_key() -> tuple[str, str]:
 
 
 def digest(key: str) -> bytes:
-    """What is stored of a key. It has 256 random bits, so a plain hash will do."""
+    """The stored hash of a key. A key has 256 random bits, so a plain hash is enough."""
     return hashlib.sha256(key.encode()).digest()
 
 
@@ -98,7 +98,7 @@ def listed(conn: Conn, tenant: str | None = None) -> list[ApiKey]:
 
 
 def any_usable(conn: Conn) -> bool:
-    """Whether there is a key that is taken now."""
+    """Whether there is a valid key."""
     query = f"SELECT EXISTS (SELECT FROM api_keys WHERE {_USABLE})"  # noqa: S608  # constants
     return conn.execute(query.encode()).fetchone() == (True,)
 
@@ -128,7 +128,7 @@ _COUNT = f"""
 
 
 def taken(conn: Conn, key: str) -> tuple[ApiKey, Rate | None]:
-    """The key that a request carries, which counts against its rate limit if it has one.
+    """The key that a request carries; the request counts against its rate limit, if any.
 
     Raises InvalidApiKey.
     """

@@ -3,9 +3,9 @@
 A `Database` opens nothing before it is first used. It may be shared by threads, never
 across a fork.
 
-A server can vanish without a word: its machine lost power, a firewall forgot the connection.
-The kernel notices when packets are no longer acknowledged; a peer that takes them and never
-answers (a proxy, a frozen machine) is noticed by the time limit of `_Connection`.
+A server can vanish silently: its machine lost power, a firewall dropped the connection. The
+kernel notices when packets are no longer acknowledged; a peer that acknowledges but never
+responds (a proxy, a frozen machine) is noticed by the time limit of `_Connection`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from marco_search.store.postgres import advice, words
 
 _MIGRATIONS = Path(__file__).parents[1] / "migrations" / "versions"
 _BASE, *_, SCHEMA_REVISION = sorted(file.name[1:5] for file in _MIGRATIONS.glob("v*.py"))
-"""The migration of version 0.1.0, and the newest one: that which this code was written for."""
+"""The migration of version 0.1.0, and the newest one, which this code was written for."""
 _LAST_WITH_EACH = "307fa1d"
 """The last commit with a migration for each change of the schema between versions."""
 
@@ -57,9 +57,9 @@ _SETTINGS = {
     "search_path": "public, audit",
 }
 _READ_ONLY = {"default_transaction_read_only": "on"}
-# Along the indexes, however few rows there are then: the same plan must do when there are many.
+# Use the indexes even while there are few rows: the same plan must work when there are many.
 _PLANNED_ONCE = {"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off", "jit": "off"}
-# A transaction that stood still for too long, because this process did. The same may well
+# A transaction that was idle for too long, because this process was suspended. A retry may
 # succeed on another connection.
 _GONE = (errors.IdleInTransactionSessionTimeout, errors.TransactionTimeout)
 
@@ -70,7 +70,7 @@ M = TypeVar("M")
 
 
 class _Connection(Connection[TupleRow]):
-    """One that does not wait for ever: see `ANSWER_S` and `allow`."""
+    """A connection that does not wait forever: see `ANSWER_S` and `allow`."""
 
     answer_s: float | None = None  # until `Database` has set it up
     revision: str | None = None  # of the schema when the connection was last taken
@@ -89,7 +89,7 @@ class _Connection(Connection[TupleRow]):
 
 
 def allow(conn: Conn, seconds: float | None) -> None:
-    """Let each statement of this transaction take so long; None: as long as it takes."""
+    """Set the time limit of each statement in this transaction; None: no limit."""
     conn.execute(sql.SQL("SET LOCAL statement_timeout = {}").format(round((seconds or 0) * 1000)))
     if isinstance(conn, _Connection):
         conn.answer_s = None if seconds is None else max(ANSWER_S, seconds + 1)
@@ -97,11 +97,11 @@ def allow(conn: Conn, seconds: float | None) -> None:
 
 _TREES = "ONLY public.nodes, ONLY public.rollouts, ONLY public.answers"
 _TREES_SHOWN = "audit.nodes, audit.rollouts, audit.answers"
-"""What an auditor may name in place of them."""
+"""The views that an auditor reads instead."""
 
 
 _of_parents: list[object] = []
-"""Pools that a fork has brought along. Never dropped: to be dropped they wait for their lock."""
+"""Pools inherited by a fork. Never freed: freeing would wait for their lock."""
 
 
 class Database:
@@ -144,9 +144,9 @@ class Database:
     def transaction(self, *, one_moment: bool = False) -> Iterator[Conn]:
         """A connection in a transaction: committed at the end, rolled back on any error.
 
-        `one_moment`: all its queries see the database as it was at the first, which a search's
-        tree and what reaches into it must, while a worker adds to both.
-        Raises DatabaseUnavailable if Postgres can't be reached or does not answer in time,
+        `one_moment`: all its queries see one snapshot, so that a tree and what refers to it
+        are consistent while a worker adds to both.
+        Raises DatabaseUnavailable if Postgres can't be reached or does not respond in time,
         SchemaMismatch if its tables are not those of this version.
         """
         with self._errors(), ExitStack() as stack:
@@ -171,7 +171,7 @@ class Database:
             return step(conn, *given, **named)
 
     def connect(self) -> Conn:
-        """A connection of one's own, outside the pool, in autocommit (for LISTEN).
+        """A separate connection, outside the pool, in autocommit (for LISTEN).
 
         Where `is_pooled` says so, it hears no NOTIFY.
         """
@@ -182,7 +182,7 @@ class Database:
 
     @contextmanager
     def snapshot(self, of: str | None = None) -> Iterator[Conn]:
-        """A connection in a read-only transaction that sees one moment, however long it takes.
+        """A connection in a read-only transaction with one snapshot, however long it takes.
 
         `of`: that of another, as pg_export_snapshot() named it. No trees are archived meanwhile.
         Raises SchemaMismatch.
@@ -205,7 +205,7 @@ class Database:
                 yield conn
 
     def close(self, wait_s: float = 5.0) -> None:
-        """Close all pooled connections; wait so long for one that is being made.
+        """Close all pooled connections; wait this long for one that is being opened.
 
         The next use opens them again.
         """
@@ -223,7 +223,7 @@ class Database:
         with self._lock:
             if self._pool is not None:
                 return self._pool
-            # Asked directly: the pool would only say that it timed out.
+            # Checked directly: the pool would only report a timeout.
             with self.connect() as conn:
                 check_schema(conn)
                 self._views_only = not reads_tables(conn)
@@ -277,7 +277,7 @@ class Database:
         except PoolTimeout as error:
             # The pool tries again ever more slowly; a new one tries when it is next asked.
             self.close(wait_s=0)
-            # Connected to once more: the pool keeps no reason why it could not.
+            # Connect once more: the pool does not keep the reason for its failure.
             try:
                 psycopg.connect(self._conninfo, connect_timeout=2).close()
             except psycopg.Error as why:
@@ -360,22 +360,22 @@ def _denied(why: str | None) -> AccessDenied:
 
 
 def reads_tables(conn: Conn) -> bool:
-    """Whether this login may name the tables; an auditor of some tenants has views only."""
+    """Whether this login may access the tables; an auditor of some tenants has only the views."""
     return conn.execute("SELECT has_schema_privilege('public', 'USAGE')").fetchone() == (True,)
 
 
 def require_tables(conn: Conn, what: str) -> None:
-    """Raises RightsMissing if `what` takes rows that this login may not read."""
+    """Raises RightsMissing if `what` needs rows that this login may not read."""
     if not reads_tables(conn):
         raise RightsMissing(
-            f"{what} takes every row of the chain and of the jobs, as it is stored; this login "
+            f"{what} needs every row of the chain and of the jobs, as it is stored; this login "
             "sees its tenants through views only: set DATABASE_URL to a login that is a member "
             "of the role ..._auditor_all, which reads all and changes nothing (docs/sql.md)"
         )
 
 
 def check_schema(conn: Conn) -> None:
-    """Raises SchemaMismatch if the database is not at this version's migration, or not whole."""
+    """Raises SchemaMismatch if the database is not at this version's migration, or incomplete."""
     if not reads_tables(conn):
         # An auditor: it may read the views, and not the table that names the migration.
         if conn.execute("SELECT to_regclass('audit.jobs')").fetchone() == (None,):
@@ -416,7 +416,7 @@ _WHOLE = """
 
 
 def not_migrated(revision: str | None) -> SchemaMismatch:
-    """The error for a database at `revision`; None: it has nothing of ours."""
+    """The error for a database at `revision`; None: it has no tables of marco-search."""
     if revision is None:
         has = "has no tables of marco-search"
     elif revision > SCHEMA_REVISION or not revision.isdecimal():

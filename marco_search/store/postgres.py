@@ -1,7 +1,7 @@
 """The address of a Postgres, read, checked, shown without its password; and what its errors mean.
 
-libpq repeats parts of an address that it can't read, and a password with an unescaped
-character is such a part: its words about an address are never passed on.
+libpq quotes parts of an address that it can't parse, which may contain a password with an
+unescaped character: its messages about an address are never passed on.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ _LOGIN = "check the user and the password in DATABASE_URL"
 _MOMENT = "the server is starting or stopping: try again in a moment"
 _UNREACHABLE = "see that Postgres runs and DATABASE_URL is right (marco doctor)"
 
-# By SQLSTATE. What is not listed speaks for itself.
+# By SQLSTATE. Others are self-explanatory.
 _MEANINGS: dict[type[psycopg.Error], str] = {
     errors.QueryCanceled: "a statement ran into its time limit or was cancelled: the server is "
     "overloaded, or another session holds a lock (see pg_stat_activity)",
@@ -139,7 +139,7 @@ _MEANINGS: dict[type[psycopg.Error], str] = {
     errors.InvalidCatalogName: "create the database, or correct DATABASE_URL",
 }
 
-# Of a connection that was never made libpq keeps no SQLSTATE, only the server's words.
+# If no connection was made, libpq has no SQLSTATE, only the server's message.
 _WORDS: tuple[tuple[str, str], ...] = (
     (r"password|pg_hba|role .* does not exist|not permitted to log in|authentication", _LOGIN),
     (r"database .* does not exist|no such database", _MEANINGS[errors.InvalidCatalogName]),
@@ -151,12 +151,12 @@ _WORDS: tuple[tuple[str, str], ...] = (
 
 
 def words(error: psycopg.Error) -> str:
-    """The server's or libpq's own words, in one line. They never hold a password."""
+    """The message of the server or libpq, in one line. It never contains a password."""
     return " ".join((error.diag.message_primary or str(error)).split())
 
 
 def advice(error: psycopg.Error) -> str | None:
-    """What the error means or asks for; None where its words say it."""
+    """What the error means or what to do; None if its message says it."""
     for kind, meaning in _MEANINGS.items():
         if isinstance(error, kind):
             return meaning

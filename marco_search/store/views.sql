@@ -36,26 +36,26 @@ SELECT id AS job_id, tenant, batch_id, batch_line, custom_id, kind, state, prior
     )) END AS paused_at,
     parked_at, run_after, cancel_requested_at, lease_owner, redacted_at
 FROM public.jobs;
-COMMENT ON VIEW audit.jobs IS 'One line for each job: what was asked, what came out, what it cost';
+COMMENT ON VIEW audit.jobs IS 'One row per job: request, outcome and cost';
 COMMENT ON COLUMN audit.jobs.job_id IS 'The job';
 COMMENT ON COLUMN audit.jobs.subject IS 'The question, text or prompt';
 COMMENT ON COLUMN audit.jobs.strategy IS 'How it is searched';
 COMMENT ON COLUMN audit.jobs.metadata IS 'What the caller attached to it';
 COMMENT ON COLUMN audit.jobs.share IS
-    'Part of the vote''s total weight that its answer has, 0 to 1; null: no answer, or archived';
+    'Share of the votes'' total weight for its answer, 0 to 1; null: no answer, or archived';
 COMMENT ON COLUMN audit.jobs.confidence_quantile IS
-    'Part of its model''s latest jobs whose confidence is lower, 0 to 1';
+    'Share of its model''s latest jobs that have a lower confidence, 0 to 1';
 COMMENT ON COLUMN audit.jobs.rollout_budget IS
-    'Rollouts that its search may make; null before it was begun';
+    'Maximum rollouts of its search; null before it is started';
 COMMENT ON COLUMN audit.jobs.seconds_queued IS 'Seconds from submission to the first claim';
 COMMENT ON COLUMN audit.jobs.model IS 'Model it is searched with';
 COMMENT ON COLUMN audit.jobs.revision IS 'Revision of the model''s weights';
-COMMENT ON COLUMN audit.jobs.seed IS 'Seed that all randomness of the search flows from';
-COMMENT ON COLUMN audit.jobs.config IS 'Every setting of the search; null before it was begun';
+COMMENT ON COLUMN audit.jobs.seed IS 'Seed of all randomness of the search';
+COMMENT ON COLUMN audit.jobs.config IS 'Every setting of the search; null before it is started';
 COMMENT ON COLUMN audit.jobs.error_type IS 'Kind of the last error';
 COMMENT ON COLUMN audit.jobs.error IS 'The last error''s message';
 COMMENT ON COLUMN audit.jobs.paused_at IS
-    'Since when it has been paused, it or its tenant; null: it is not';
+    'When it or its tenant was paused; null: not paused';
 
 -- What "the jobs of a batch" are, everywhere: of each line the latest, since starting one over
 -- makes a new one in its place. A condition on batch or line goes into the scan of the index.
@@ -71,10 +71,10 @@ SELECT l.batch_id, l.line, l.known_id, l.custom_id, coalesce(j.tenant, b.tenant)
 FROM public.batch_lines AS l JOIN public.batches AS b ON b.id = l.batch_id
 LEFT JOIN public.jobs AS j ON j.id = l.known_id;
 COMMENT ON VIEW audit.batch_lines IS
-    'Lines of each batch that are not empty, with the latest job of each, or why it was refused';
+    'Non-empty lines of each batch, with the latest job of each, or the reason for its refusal';
 COMMENT ON COLUMN audit.batch_lines.job_id IS
-    'Its latest job, or the one that its idempotency key names; null: it was refused';
-COMMENT ON COLUMN audit.batch_lines.tenant IS 'Who that job belongs to, else the batch';
+    'Its latest job, or the existing one of its idempotency key; null: refused';
+COMMENT ON COLUMN audit.batch_lines.tenant IS 'The tenant of that job, or of the batch';
 COMMENT ON COLUMN audit.batch_lines.state IS 'State of that job';
 
 CREATE VIEW audit.batches WITH (security_invoker = true) AS
@@ -88,7 +88,7 @@ FROM public.batches;
 COMMENT ON VIEW audit.batches IS 'Files and lists of jobs that were submitted together';
 COMMENT ON COLUMN audit.batches.batch_id IS 'The batch';
 COMMENT ON COLUMN audit.batches.states IS
-    'Jobs in each state, of each line the latest, those of idempotency keys among them';
+    'Jobs in each state: the latest of each line, including those of idempotency keys';
 
 CREATE VIEW audit.answers WITH (security_invoker = true) AS
 SELECT a.*, best.rollout_id AS best_rollout, best.path
@@ -100,7 +100,7 @@ FROM public.answers AS a JOIN public.jobs AS j ON j.id = a.job_id LEFT JOIN LATE
         r.rollout_id LIMIT 1
 ) AS best ON true;
 COMMENT ON VIEW audit.answers IS
-    'The best distinct answers of each finished job, ranked, with the way to each';
+    'The best distinct answers of each finished job, ranked, with the path to each';
 COMMENT ON COLUMN audit.answers.best_rollout IS 'The most confident of its rollouts';
 COMMENT ON COLUMN audit.answers.path IS 'Nodes from the root to where that one ended';
 
@@ -193,19 +193,19 @@ LEFT JOIN public.vocabulary AS b
     ON b.model = w.model AND b.revision = w.revision AND b.token_id = r.forced
 WHERE r.forced IS NOT NULL;
 COMMENT ON VIEW audit.forks IS
-    'Rollouts that begin with a candidate that was passed over: where the model was unsure';
+    'Rollouts that begin with a candidate passed over before: where the model was unsure';
 COMMENT ON COLUMN audit.forks.start_id IS 'The node that it was forked from; 0: the prompt';
 COMMENT ON COLUMN audit.forks.node_id IS 'Its first node; null if it failed';
 COMMENT ON COLUMN audit.forks.position IS 'Tokens generated on the path before';
 COMMENT ON COLUMN audit.forks.line IS 'The line of the thought up to there';
-COMMENT ON COLUMN audit.forks.taken_id IS 'Token that was taken there before';
-COMMENT ON COLUMN audit.forks.taken IS 'What that reads';
+COMMENT ON COLUMN audit.forks.taken_id IS 'Token that was generated there before';
+COMMENT ON COLUMN audit.forks.taken IS 'Text of that token';
 COMMENT ON COLUMN audit.forks.taken_share IS 'Its share of the best five candidates, 0 to 1';
 COMMENT ON COLUMN audit.forks.passed_over_id IS 'Token that the fork begins with';
-COMMENT ON COLUMN audit.forks.passed_over IS 'What that reads';
+COMMENT ON COLUMN audit.forks.passed_over IS 'Text of that token';
 COMMENT ON COLUMN audit.forks.passed_over_share IS 'Its share; null if the fork failed';
-COMMENT ON COLUMN audit.forks.left_rollout IS 'The rollout whose thought it left';
-COMMENT ON COLUMN audit.forks.left_answer IS 'The answer of that; null: none';
+COMMENT ON COLUMN audit.forks.left_rollout IS 'The rollout whose thought it branched off from';
+COMMENT ON COLUMN audit.forks.left_answer IS 'The answer of that rollout; null: none';
 COMMENT ON COLUMN audit.forks.answer IS 'The answer of the fork; null: none';
 COMMENT ON COLUMN audit.forks.changed IS 'Whether they differ; null if the fork failed';
 
@@ -218,9 +218,9 @@ SELECT job_id, round, max(generation) AS generation, count(*) AS rollouts,
 FROM public.rollouts
 GROUP BY job_id, round;
 COMMENT ON VIEW audit.rounds IS
-    'Rounds of each search: what was asked of the model at once, and what came of it';
+    'Rounds of each search: branches requested together, and their outcome';
 COMMENT ON COLUMN audit.rounds.round IS 'From 1';
-COMMENT ON COLUMN audit.rounds.rollouts IS 'Branches asked for';
+COMMENT ON COLUMN audit.rounds.rollouts IS 'Branches requested';
 COMMENT ON COLUMN audit.rounds.failed IS 'Of those, branches that failed';
 COMMENT ON COLUMN audit.rounds.answers IS 'Distinct answers that the others reached';
 COMMENT ON COLUMN audit.rounds.best_value IS 'The highest value that was backed up';
@@ -272,12 +272,12 @@ COMMENT ON COLUMN audit.alternatives.chosen IS 'Whether it is the token that was
 CREATE VIEW audit.nodes WITH (security_invoker = true) AS
 SELECT * FROM public.nodes;
 COMMENT ON VIEW audit.nodes IS
-    'Nodes as they are stored, their tokens in arrays: for programs; tree and tokens are to read';
+    'Nodes as stored, their tokens in arrays: for programs; people read audit.tree and audit.tokens';
 
 CREATE VIEW audit.vocabulary WITH (security_invoker = true) AS
 SELECT * FROM public.vocabulary;
 COMMENT ON VIEW audit.vocabulary IS
-    'Texts of tokens that were ever a candidate; no part of what `marco verify` proves';
+    'Texts of tokens that were ever a candidate; not covered by `marco verify`';
 
 CREATE VIEW audit.attempts WITH (security_invoker = true) AS
 SELECT a.*, w.*, e.event AS ended, e.at AS ended_at, e.detail ->> 'message' AS error
@@ -294,13 +294,13 @@ LEFT JOIN LATERAL (
     ORDER BY l.id DESC LIMIT 1
 ) AS e ON true;
 COMMENT ON VIEW audit.attempts IS
-    'Claims of jobs by workers: with what each was run, what it added, and how it ended';
+    'Claims of jobs by workers: configuration and engine, what each added, and how it ended';
 COMMENT ON COLUMN audit.attempts.rounds IS
-    'Rounds it added to the trail; as below none of an archived job';
+    'Rounds it added to the trail; 0 here and below if the job is archived';
 COMMENT ON COLUMN audit.attempts.rollouts IS 'Rollouts it added';
-COMMENT ON COLUMN audit.attempts.generated_tokens IS 'Tokens of those';
+COMMENT ON COLUMN audit.attempts.generated_tokens IS 'Tokens of those rollouts';
 COMMENT ON COLUMN audit.attempts.ended IS
-    'Its last event: a final state, retried, ...; null: it was lost or still runs';
+    'Its last event: a final state, retried, ...; null: lost, or still running';
 COMMENT ON COLUMN audit.attempts.ended_at IS 'When that was';
 COMMENT ON COLUMN audit.attempts.error IS 'The error it ended with';
 
@@ -315,7 +315,7 @@ FROM public.attempts WHERE model IS NOT NULL GROUP BY model, revision, training;
 COMMENT ON VIEW audit.models IS
     'Revisions of models that jobs were searched with, and what each was fine-tuned from and on';
 COMMENT ON COLUMN audit.models.method IS
-    'How it was trained: sft, dpo; null, as below: its folder does not say';
+    'How it was trained: sft or dpo; null here and below: not recorded in its folder';
 COMMENT ON COLUMN audit.models.parent_model IS 'Model that it was fine-tuned from';
 COMMENT ON COLUMN audit.models.parent_revision IS 'Revision of that';
 COMMENT ON COLUMN audit.models.manifests IS 'SHA-256 of the manifest of each data set';
@@ -352,7 +352,7 @@ LEFT JOIN public.answers AS a ON a.job_id = o.id AND a.rank = 1
 LEFT JOIN public.answers AS b ON b.job_id = n.id AND b.rank = 1
 WHERE (o.model, o.revision) <> (n.model, n.revision);
 COMMENT ON VIEW audit.revision_pairs IS
-    'The same question searched with two revisions of models, in both directions: give both';
+    'Questions searched with two model revisions, in both orders: filter by both';
 COMMENT ON COLUMN audit.revision_pairs.subject IS 'The question, text or prompt';
 COMMENT ON COLUMN audit.revision_pairs.strategy IS 'How it is searched: the same with both';
 COMMENT ON COLUMN audit.revision_pairs.old_job IS 'The latest job that it searched';
@@ -401,7 +401,8 @@ SELECT l.batch_id, j.tenant,
     avg(extract(epoch FROM started_at - created_at)::double precision) AS seconds_queued
 FROM audit.batch_lines AS l JOIN public.jobs AS j ON j.id = l.job_id GROUP BY l.batch_id, j.tenant;
 COMMENT ON VIEW audit.batch_usage IS
-    'Jobs, tokens and time of each batch: of each line the latest job, as in batches';
+    'Jobs, tokens and time of each batch; of each line the latest job counts, as in batches';
+COMMENT ON COLUMN audit.batch_usage.batch_id IS 'The batch';
 
 CREATE VIEW audit.tenant_usage WITH (security_invoker = true) AS
 SELECT tenant,
@@ -453,7 +454,7 @@ SELECT seq, kind, job_id, at, encode(root, 'hex') AS root, encode(previous, 'hex
     encode(head, 'hex') AS head, format
 FROM public.chain;
 COMMENT ON VIEW audit.chain IS
-    'The chain of hashes that `marco verify` checks: a link for each end of a job';
+    'The hash chain that `marco verify` checks: a link whenever a job ends';
 
 CREATE VIEW audit.datasets WITH (security_invoker = true) AS
 SELECT id AS dataset_id, tenant, name, kind, manifest, manifest_sha256, samples, created_at
@@ -471,7 +472,7 @@ FROM public.dataset_samples AS s JOIN public.datasets AS d ON d.id = s.dataset_i
 JOIN public.jobs AS j ON j.id = s.job_id
 LEFT JOIN public.rollouts AS r ON r.job_id = s.job_id AND r.rollout_id = s.rollout_id;
 COMMENT ON VIEW audit.dataset_samples IS
-    'The paths of stored trees that data sets consist of, with their texts as the trees have them';
+    'The tree paths that data sets consist of, with their texts';
 COMMENT ON COLUMN audit.dataset_samples.name IS 'What the data set is called';
 COMMENT ON COLUMN audit.dataset_samples.text IS
     'The model''s turn along these nodes; null: the tree is archived';

@@ -1,8 +1,8 @@
 """Batches: what was submitted together, line by line, and the outcome of each line.
 
-A batch is uploaded in parts, each in one transaction with the count of the lines taken and the
-hash of them, so that an upload that was cut off goes on where it stopped. A line's job is the
-latest with its number: starting one over makes a new job in the same place.
+A batch is uploaded in parts, each in one transaction with the number and the hash of the lines
+read, so that an interrupted upload continues where it stopped. A line's job is the latest with
+its number: restarting one creates a new job for the same line.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from marco_search.store.queue.jobs import AGING_S, OF_BATCH, JobHandle, new_job_
 from marco_search.store.queue.states import BATCH_FINISHED, outbox
 
 AGAIN = ("cancelled", "expired", "failed", "dead")
-"""States of jobs that `restart` starts over."""
+"""States of jobs that `restart` restarts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """A batch, and where its jobs stand."""
+    """A batch, and the states of its jobs."""
 
     id: UUID
     tenant: str
@@ -51,7 +51,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchLine:
-    """A line of a batch that is not empty."""
+    """A non-empty line of a batch."""
 
     line: int  #: from 1
     job_id: UUID | None  #: None: it was refused
@@ -77,7 +77,7 @@ def find(conn: Conn, batch_id: UUID, *, tenant: str | None = None) -> Batch:
 def latest(
     conn: Conn, *, tenant: str | None = None, limit: int = 20, after: UUID | None = None
 ) -> list[Batch]:
-    """The latest batches, newest first; those that come `after` one, if given."""
+    """The latest batches, newest first; with `after`, those that follow that one."""
     given = {"tenant": tenant, "limit": limit, "after": after}
     source = f"""{_BATCH} AND (%(after)s::uuid IS NULL OR (created_at, id) <
         (SELECT created_at, batch_id FROM audit.batches WHERE batch_id = %(after)s
@@ -124,7 +124,7 @@ ENDED = """coalesce(completed_at, cancelled_at) IS NOT NULL AND finished_at IS N
     (SELECT 1 FROM batch_lines AS l JOIN jobs AS j ON j.id = l.known_id
         WHERE l.batch_id = batches.id AND j.finished_at IS NULL LIMIT 1)
 ) IS NULL"""
-"""Condition on a batch: it has ended, and was not marked yet."""
+"""Condition on a batch: it has ended, and is not yet marked."""
 
 
 def mark_finished(conn: Conn, limit: int = 100) -> int:
@@ -155,10 +155,10 @@ def take(
     digest: str | None = None,
     complete: bool = False,
 ) -> int:
-    """Count `lines` more lines as taken; how many there were before.
+    """Count `lines` more lines as read; returns how many there were before.
 
-    `before` is how many there must have been. Raises InvalidJob if another upload of the same
-    batch was faster, or if it was cancelled.
+    `before` is the expected number. Raises InvalidJob if another upload of the same batch
+    was faster, or if it was cancelled.
     """
     row = conn.execute(
         """
@@ -179,7 +179,7 @@ def take(
 
 
 def refuse(conn: Conn, batch_id: UUID, lines: Iterable[BatchLine]) -> None:
-    """Note lines that can't be jobs."""
+    """Store refused lines."""
     columns = ("line", "custom_id", "field", "reason")
     rows = [{"batch_id": batch_id} | {c: getattr(one, c) for c in columns} for one in lines]
     if not rows:
@@ -191,7 +191,7 @@ def refuse(conn: Conn, batch_id: UUID, lines: Iterable[BatchLine]) -> None:
 def note_known(
     conn: Conn, batch_id: UUID, stored: Sequence[tuple[int, str | None, JobHandle]]
 ) -> None:
-    """Note the lines (number, custom_id, job) whose idempotency key names a job already."""
+    """Store the lines (number, custom_id, job) whose idempotency key belongs to an existing job."""
     known = [
         {"batch_id": batch_id, "line": line, "custom_id": name, "known_id": job.id}
         for line, name, job in stored
@@ -217,7 +217,7 @@ def refused(
 
 
 def mark_cancelled(conn: Conn, batch_id: UUID, *, tenant: str | None = None) -> None:
-    """Note that a batch that has not ended is cancelled: no more of its lines are taken."""
+    """Mark an unfinished batch as cancelled: no more of its lines are read."""
     conn.execute(
         f"""
         UPDATE batches SET cancelled_at = now()
@@ -238,12 +238,12 @@ def restart(
     tenant: str | None = None,
     aging_s: float = AGING_S,
 ) -> list[UUID]:
-    """Start over the jobs that ended without success, of the lines after one up to another.
+    """Restart the jobs that ended without success, of the lines after one up to another.
 
     Returns the new ones; the caller publishes them (see `jobs.copy`). The old ones keep their
-    trail. Jobs that were submitted elsewhere, which a key of the batch names, stay as they are.
+    trail. Jobs that were submitted elsewhere and are named by a key in the batch do not change.
     """
-    # One restart at a time: two would make two jobs of one.
+    # One restart at a time: two would create two jobs for one line.
     conn.execute(
         "UPDATE batches SET cancelled_at = NULL,"
         " finished_at = CASE WHEN completed_at IS NOT NULL THEN finished_at END WHERE id = %s",

@@ -1,7 +1,7 @@
 """Dead letters: jobs that are dead (attempts used up, or quarantined) or failed.
 
-Requeued, a job goes on from its last stored round. Restarted, it starts over as a new job, on
-the model that workers have now; the old job is cancelled, and an event of each names the other.
+A requeued job continues from its last stored round. A restart creates a new job, on the model
+that workers have now; the old job is cancelled, and an event of each names the other.
 """
 
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ from marco_search.store.queue import jobs
 from marco_search.store.queue.jobs import AGING_S
 from marco_search.store.queue.states import SUBJECT
 
-# A job without its texts, or without its rounds, has nothing to go on from.
+# A job without its texts, or without its rounds, can't be continued.
 _GOES_ON = """redacted_at IS NULL
     AND NOT EXISTS (SELECT FROM archives WHERE first <= jobs.id AND jobs.id < before)"""
 
 
 class DeadLetter(BaseModel):
-    """A job that is dead or failed, and why."""
+    """A dead or failed job, and why."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -51,9 +51,9 @@ def letters(
     before: DeadLetter | None = None,
     limit: int = 100,
 ) -> list[DeadLetter]:
-    """The latest first; of a tenant, in `state`, with this type of error, or this job, if given.
+    """Dead letters, latest first; optionally of a tenant, `state`, type of error, or job.
 
-    `requeueable`: without those that `requeue` leaves out. `before`: those further down than it.
+    `requeueable`: without those that `requeue` ignores. `before`: those further down than it.
     """
     source = f"""(
         SELECT *, id AS job_id, {SUBJECT} AS subject, coalesce(last_error, '{{}}') AS error
@@ -74,11 +74,11 @@ def letters(
 def requeue(
     conn: Conn, job_ids: Sequence[UUID], *, tenant: str | None = None, aging_s: float = AGING_S
 ) -> list[UUID]:
-    """Queue those of the jobs that are dead or failed; which they were. The caller publishes them.
+    """Queue dead and failed jobs again; returns which these were. The caller publishes them.
 
-    Counters start again, and a deadline that has passed is dropped.
+    Counters are reset, and a deadline that has passed is dropped.
     """
-    # By itself: one statement would not see that a job was archived while it waited.
+    # A separate statement: a single one would not see that a job was archived while it waited.
     conn.execute(
         "SELECT FROM jobs WHERE id = ANY (%s) ORDER BY id FOR NO KEY UPDATE", [list(job_ids)]
     )
@@ -116,9 +116,9 @@ def requeue(
 def restart(
     conn: Conn, job_ids: Sequence[UUID], *, tenant: str | None = None, aging_s: float = AGING_S
 ) -> dict[UUID, UUID]:
-    """Start jobs over that are dead or failed, or are queued and begun: old id to new id.
+    """Restart jobs that are dead, failed, or queued after a start; old id to new id.
 
-    Others are left out. The caller publishes the new jobs (see `jobs.copy`).
+    Others are ignored. The caller publishes the new jobs (see `jobs.copy`).
     """
     requeue(conn, job_ids, tenant=tenant, aging_s=aging_s)
     begun = """id = ANY (%(ids)s) AND state = 'queued' AND cancel_requested_at IS NULL
@@ -132,7 +132,7 @@ def restart(
 
 
 def parked(conn: Conn, *, tenant: str | None = None, limit: int = 1000) -> list[UUID]:
-    """Queued jobs that wait for a worker with the model they were begun on, the oldest first."""
+    """Queued jobs that wait for a worker with the model they were started on, oldest first."""
     rows = conn.execute(
         "SELECT id FROM jobs WHERE state = 'queued' AND parked_at IS NOT NULL"
         " AND cancel_requested_at IS NULL AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)"

@@ -26,19 +26,19 @@ from marco_search.store.queue.tenants import Gate
 from marco_search.store.seal import seals
 
 AGING_S = 600.0
-"""Seconds of waiting that are worth one level of priority, where no setting says otherwise."""
+"""Default for the seconds of waiting that are worth one level of priority."""
 
 _ROWS_A_STATEMENT = 1000
-"""A submitted text may have 64 Ki characters: this keeps one statement within reason."""
+"""A submitted text may have 64 Ki characters; this limits the size of one statement."""
 
 
 OF_BATCH = "ANY (ARRAY(SELECT job_id FROM audit.batch_lines WHERE batch_id = %(batch)s))"
-"""What the id of a job of this batch equals. (As an array, else the primary key goes unused.)"""
+"""Equals the id of any job of this batch. (An array, so that the primary key is used.)"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobHandle:
-    """A job that is stored."""
+    """A stored job."""
 
     id: UUID
     state: JobState  #: when it was submitted
@@ -59,22 +59,22 @@ def insert(
     gate: Gate | None = None,
     aging_s: float = AGING_S,
 ) -> list[JobHandle]:
-    """Store the jobs, in order, marked as published. `tenant` is for those that name none.
+    """Store the jobs, in order, marked as published. `tenant` is for those without one.
 
-    `lines` are their lines in the batch; as they come if not given.
+    `lines` are their lines in the batch; by default 1, 2, ...
 
     A job is placed `aging_s` later for each level of priority below high (see `scheduling`).
     Raises IdempotencyConflict if a key belongs to another payload, InvalidJob if the deadline of
     a new job has passed, and QueueFull or QuotaExceeded if more than `gate` allows would be
-    queued; the transaction must then be rolled back, so that none is stored. Jobs that a key names
-    already are never refused.
+    queued; the transaction must then be rolled back, so that none is stored. Existing jobs that
+    a key names are never refused.
     """
     ids = [new_job_id() for _ in jobs]
     places = lines if lines is not None else range(1, len(jobs) + 1)
     context = tracing.current()
     about = {"detail": {"traceparent": context}} if context else {}
     found: dict[int, JobHandle] = {}
-    # In the order of their keys: else two that submit the same may wait for each other.
+    # In the order of their keys: otherwise two that submit the same may deadlock.
     order = sorted(range(len(jobs)), key=lambda i: in_order(jobs[i], tenant))
     for start in range(0, len(jobs), _ROWS_A_STATEMENT):
         some = order[start : start + _ROWS_A_STATEMENT]
@@ -167,7 +167,7 @@ def _key(row: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def copy(conn: Conn, which: str, given: Mapping[str, object], aging_s: float) -> dict[UUID, UUID]:
-    """Start over the jobs that the condition `which` names: old id to new id.
+    """Restart the jobs that match the condition `which`; old id to new id.
 
     A new job has the old one's request, tenant, priority, batch and expected answer; a deadline
     that has passed is dropped, and the idempotency key stays with the old job.
@@ -189,7 +189,7 @@ def copy(conn: Conn, which: str, given: Mapping[str, object], aging_s: float) ->
 
 
 def _known(conn: Conn, rows: list[dict[str, Any]]) -> dict[tuple[str, str], JobHandle]:
-    """The jobs that these rows' idempotency keys name already."""
+    """The existing jobs of these rows' idempotency keys."""
     if not rows:
         return {}
     found = conn.execute(
@@ -225,8 +225,8 @@ def cancel(
     """Cancel jobs: queued ones at once, running ones within two seconds. Seals them together.
 
     A queued one that has rounds is left to the scheduler, which ranks its answers. Returns the
-    state of each after that; a job in a final state stays as it is. `tenant` restricts whose
-    jobs are seen; `detail` goes into their events. Raises JobNotFound.
+    state of each afterwards; a job in a final state does not change. `tenant` restricts which
+    jobs are visible; `detail` goes into their events. Raises JobNotFound.
     """
     wanted = list(dict.fromkeys(job_ids))
     details = {str(job_id): about for job_id, about in (detail or {}).items()}
@@ -259,9 +259,10 @@ def cancel(
 
 
 def set_paused(conn: Conn, job_id: UUID, *, paused: bool, tenant: str | None = None) -> JobState:
-    """Pause or resume a job; its state now. One that has ended stays as it is.
+    """Pause or resume a job; returns its state. One that has ended does not change.
 
-    `tenant` restricts whose jobs are seen. The caller publishes a resumed job. Raises JobNotFound.
+    `tenant` restricts which jobs are visible. The caller publishes a resumed job. Raises
+    JobNotFound.
     """
     conn.execute(
         """

@@ -1,8 +1,8 @@
 """Who may write to a job: claims, heartbeats, and the ways a job ends or goes back to the queue.
 
 A claim takes a lease with a generation that only ever grows. Every later write names its
-generation; once the job was taken back (`recovery`) it finds no row and raises LeaseLost, in
-the same transaction, so that nothing of it is kept.
+generation; once the job has been reclaimed (`recovery`) it finds no row and raises LeaseLost,
+in the same transaction, so that nothing of it is stored.
 """
 
 from collections.abc import Collection
@@ -25,7 +25,7 @@ from marco_search.store.seal import seals
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Worker:
-    """Who claims. `name` tells processes apart."""
+    """The claiming process, identified by `name`."""
 
     name: str
     host: str
@@ -34,7 +34,7 @@ class Worker:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """The right to write to a job for `seconds` from the last heartbeat."""
+    """The right to write to a job, for `seconds` after the last heartbeat."""
 
     job_id: UUID
     generation: int
@@ -50,9 +50,9 @@ class Claim:
     kind: str
     payload: dict[str, Any]
     expected: str | None
-    plan: dict[str, Any] | None  #: see `SearchPlan.to_json`; None: never begun
+    plan: dict[str, Any] | None  #: see `SearchPlan.to_json`; None: never started
     attempts: int  #: this one included
-    failures: int  #: attempts that an error ended
+    failures: int  #: attempts that ended with an error
     seconds: float  #: searched so far
     rounds: int  #: stored so far
     waited_s: float  #: since it was due
@@ -103,13 +103,13 @@ _ENDING = SQL("""id = coalesce(
     (SELECT id FROM jobs WHERE cancel_requested_at IS NOT NULL AND state = 'queued'
         AND rounds > 0 AND id <> ALL (%(apart)s) LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED)
 )""")
-_TRIES = 2  # a row that another transaction holds for a moment is passed over
+_TRIES = 2  # a row that another transaction holds briefly is skipped
 
 
 def claim_next(
     conn: Conn, worker: Worker, *, lease_s: float, begun_on: str = scheduling.NOT_BEGUN
 ) -> Claim | None:
-    """Claim the job that is next (see `scheduling`) for a worker with this model.
+    """Claim the next job (see `scheduling`) for a worker with this model.
 
     None if none is due.
     """
@@ -124,9 +124,9 @@ def claim_next(
 def claim_ending(
     conn: Conn, worker: Worker, *, lease_s: float, apart: Collection[UUID] = ()
 ) -> Claim | None:
-    """Claim a queued job with rounds that is only to be ended: it was cancelled, or has expired.
+    """Claim a queued job with rounds that only needs to be ended: it was cancelled or has expired.
 
-    None if there is none, those `apart` not counted.
+    None if there is none besides those in `apart`.
     """
     return _claim(conn, _ENDING, worker, lease_s, {"apart": list(apart)})
 
@@ -213,7 +213,7 @@ def release(
     aging_s: float | None = None,
     delay_s: float = 0.0,
 ) -> None:
-    """Put the job back as it is, due in `delay_s`; no failure is counted. Raises LeaseLost.
+    """Return the job to the queue, due in `delay_s`; no failure is counted. Raises LeaseLost.
 
     `seconds` is the time searched so far. `published` says that the caller publishes it. The
     job keeps its place in the order; with `aging_s` it is placed as if submitted now.
@@ -229,7 +229,7 @@ def release(
 def retry(
     conn: Conn, lease: Lease, *, delay_s: float, error: dict[str, Any], seconds: float = 0.0
 ) -> None:
-    """Put the job back after an error, to be claimed again in `delay_s`. Raises LeaseLost."""
+    """Return the job to the queue after an error, due in `delay_s`. Raises LeaseLost."""
     changes = """state = 'queued', run_after = now() + make_interval(secs => %(delay_s)s),
         published_at = NULL, failures = failures + 1, last_error = %(error)s"""
     given = {"seconds": seconds, "delay_s": delay_s, "error": Jsonb(error)}
@@ -276,7 +276,7 @@ def _let_go(
     changes: str,
     given: dict[str, Any],
 ) -> None:
-    """Give up the lease with these changes to the job, and log the event. Raises LeaseLost."""
+    """Release the lease with these changes to the job, and log the event. Raises LeaseLost."""
     row = conn.execute(
         f"""
         WITH changed AS (
@@ -301,7 +301,7 @@ def _let_go(
 
 
 def ended(conn: Conn, lease: Lease) -> JobState | None:
-    """The final state of the job, if it ended in this generation; None: it runs.
+    """The final state of the job, if it ended in this generation; None if it is running.
 
     Locks the row. Raises LeaseLost.
     """

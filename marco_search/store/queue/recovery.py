@@ -1,7 +1,8 @@
-"""Jobs that no worker will end: their lease ran out, or their deadline passed in the queue.
+"""Jobs that no worker will end: their lease expired, or their deadline passed in the queue.
 
-The job of a lost worker is queued again. One that cost several workers without storing a round in
-between is dead, with the error WorkerLost that names them. The database's clock decides.
+The job of a lost worker is queued again. A job that several workers were lost with, without a
+stored round in between, is dead, with the error WorkerLost that names them. The database's clock
+decides.
 """
 
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ NEVER_BEGUN = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reclaimed:
-    """Jobs that were queued again, which must be published, and those that are dead now."""
+    """Jobs that were queued again and must be published, and those that are dead now."""
 
     queued: tuple[UUID, ...] = ()
     quarantined: tuple[UUID, ...] = ()
@@ -36,10 +37,10 @@ class Reclaimed:
 def reclaim(
     conn: Conn, *, quarantine_after: int, grace_s: float = 0.0, limit: int = 500
 ) -> Reclaimed:
-    """Take back running jobs whose lease ran out.
+    """Reclaim running jobs whose lease has expired.
 
-    Nothing is taken back in the first `grace_s` seconds after Postgres itself has started:
-    workers that live get time to extend the leases they could not extend meanwhile.
+    Nothing is reclaimed in the first `grace_s` seconds after Postgres itself has started: live
+    workers get time to extend the leases that they could not extend meanwhile.
     """
     rows: Sequence[tuple[UUID, int, bool]] = conn.execute(
         """
@@ -63,7 +64,7 @@ def reclaim(
         """,
         {"grace_s": grace_s, "limit": limit},
     ).fetchall()
-    # Asked for while they ran: no worker should claim them again.
+    # Cancelled while they ran: no worker should claim them again.
     cancelled = [job_id for job_id, _, asked in rows if asked]
     jobs.cancel(conn, cancelled)
     kept = [(job_id, losses) for job_id, losses, asked in rows if not asked]
@@ -81,8 +82,8 @@ def reclaim(
 def _lost_workers(conn: Conn, job_id: UUID) -> list[str]:
     """The workers lost since the job last stored a round, or was requeued.
 
-    A job that kills its workers does so in the same round again; one that gets on between two
-    losses is not to blame for them.
+    A job that kills its workers does so in the same round again; one that makes progress between
+    two losses is not their cause.
     """
     lost = conn.execute(
         "SELECT detail ->> 'worker' FROM audit_log WHERE job_id = %(id)s AND event = 'worker_lost'"
@@ -94,7 +95,7 @@ def _lost_workers(conn: Conn, job_id: UUID) -> list[str]:
 
 
 def expire_unbegun(conn: Conn, limit: int = 1000) -> int:
-    """End queued jobs that are past their deadline and have no round; how many there were.
+    """End queued jobs that are past their deadline and have no rounds; returns how many.
 
     Those with rounds have answers to be ranked: see `leases.claim_ending`.
     """
@@ -108,7 +109,7 @@ def expire_unbegun(conn: Conn, limit: int = 1000) -> int:
 
 
 def _end(conn: Conn, which: str, given: dict[str, Any], error: dict[str, Any]) -> list[UUID]:
-    """End the jobs that the condition `which` names; the caller seals them."""
+    """End the jobs that match the condition `which`; the caller seals them."""
     rows = conn.execute(
         f"""
         WITH chosen AS (SELECT id FROM jobs WHERE {which} FOR NO KEY UPDATE SKIP LOCKED), ended AS (

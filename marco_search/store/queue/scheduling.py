@@ -1,16 +1,16 @@
 """Fair-share scheduling with priority aging: which job is next, and which must be published.
 
-A message says that some job is due, not which: the worker that takes it claims the job that is
-next. Between tenants the one with the fewest running jobs is next, then the one whose first job
-has waited longest. Within a tenant the smallest `turn_at` is next: the time of submission, put
-back by `aging_s` for each level of priority below high, so that none waits for ever.
+A message says that some job is due, not which: the worker that receives it claims the next job.
+The tenant with the fewest running jobs comes first, then the one whose first job has waited
+longest. Within a tenant the job with the smallest `turn_at` is next: the time of submission, plus
+`aging_s` for each level of priority below high, so that none waits forever.
 
-A job that was begun goes on with its own model only. So each tenant has several queues in the
-index: of the jobs not begun yet, and one for each model. A worker reads the first and its own.
+A started job continues only on its own model. So each tenant has several queues in the index:
+one of the jobs not started yet, and one for each model. A worker reads the first and its own.
 
-The job row is its own outbox: it is committed first, marked as published, and published after.
-If the broker was down it is unmarked and found by `due`; if the broker lost the message, by
-`stale_published`. No row is locked while talking to the broker: a worker skips locked rows.
+The job row is its own outbox: it is committed first, marked as published, and published after
+that. If the broker was down it is unmarked and found by `due`; if the broker lost the message, by
+`stale_published`. No row is locked while talking to the broker, since workers skip locked rows.
 """
 
 from collections.abc import Sequence
@@ -56,24 +56,24 @@ FIRST = f"""id = (
         ORDER BY turn_at, id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
     ) AS due LIMIT 1
 )"""  # noqa: S608
-"""Condition on `jobs`: the next one that no other worker is claiming, in the queues %(begun_on)s.
+"""Condition on `jobs`: the next one in the queues %(begun_on)s that no other worker is claiming.
 
-Queue by queue in their order: a join with LATERAL and LIMIT is a nested loop.
+Goes through the queues in order: a join with LATERAL and LIMIT is a nested loop.
 """
 
 NOT_BEGUN = ""
-"""The queue of the jobs that any model may begin."""
+"""The queue of the jobs that are not started, for any model."""
 
 
 def key(model: str, revision: str) -> str:
-    """The queue of the jobs that were begun on this model."""
+    """The queue of the jobs that were started on this model."""
     return f"{model} {revision}"
 
 
 def park(conn: Conn, begun_on: str) -> None:
-    """A worker with this model found nothing to do: mark one due job that needs another.
+    """A worker with this model found nothing to do: mark one due job that needs another model.
 
-    No message is sent for it any more: each came for one job, and this worker has used one up.
+    It gets no more messages: there is one message per job, and this worker has consumed its.
     """
     conn.execute(
         """
@@ -90,7 +90,7 @@ def park(conn: Conn, begun_on: str) -> None:
 
 
 def unpark(conn: Conn, begun_on: str, limit: int = 100) -> None:
-    """A worker has this model: have messages sent again for jobs that waited for it."""
+    """A worker has this model: let jobs that waited for it be published again."""
     conn.execute(
         """
         UPDATE jobs SET parked_at = NULL, published_at = NULL WHERE id IN (
@@ -118,7 +118,7 @@ _STALE = f"""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingWork:
-    """What there is to do for a scheduler. All false on an idle database."""
+    """The work that a scheduler finds. All false on an idle database."""
 
     due: bool = False  #: jobs to publish
     lost: bool = False  #: leases that ran out
@@ -128,7 +128,7 @@ class PendingWork:
 
 
 def poll_pending(conn: Conn, stale_s: float) -> PendingWork:
-    """See whether there is anything to do, in one statement."""
+    """Check whether there is anything to do, in one statement."""
     source = f"""(
         SELECT ({_UNPUBLISHED} LIMIT 1) IS NOT NULL AS due,
             EXISTS (SELECT FROM jobs WHERE state = 'running' AND lease_expires_at < now()) AS lost,
@@ -143,9 +143,9 @@ def poll_pending(conn: Conn, stale_s: float) -> PendingWork:
 
 
 def due(conn: Conn, limit: int = 500) -> list[UUID]:
-    """Queued jobs that were not published since they became due, now marked as published.
+    """Queued jobs not published since they became due, now marked as published.
 
-    The earliest due first. Rows that another scheduler holds are left to it.
+    Earliest due first. Rows locked by another scheduler are left to it.
     """
     return _mark_published(conn, _UNPUBLISHED, limit)
 
@@ -153,13 +153,13 @@ def due(conn: Conn, limit: int = 500) -> list[UUID]:
 def stale_published(conn: Conn, stale_s: float, limit: int = 500) -> list[UUID]:
     """Due jobs published more than `stale_s` ago, now marked as published again.
 
-    Only to be called when the broker's queue is empty: then their messages are lost.
+    Only to be called when the broker's queue is empty, which means that their messages are lost.
     """
     return _mark_published(conn, _STALE, limit, stale_s=stale_s)
 
 
 def resumed(conn: Conn, tenant: str, limit: int = 1000) -> list[UUID]:
-    """Due jobs of a tenant (or of EVERYONE) that is not paused any more, marked as published.
+    """Due jobs of a tenant (or of EVERYONE) that was resumed, now marked as published.
 
     Any beyond `limit` are found by `stale_published`.
     """
@@ -178,8 +178,8 @@ def _mark_published(conn: Conn, query: str, limit: int, **given: object) -> list
 
 
 def one_parked_each(conn: Conn) -> list[UUID]:
-    """One job of each model that no worker had lately. A message for each now and then finds
-    out whether one has it again; the rows are left as they are.
+    """One job for each model that no worker has had lately. An occasional message for each finds
+    out whether a worker has it again; the rows do not change.
     """
     rows = conn.execute(
         "SELECT DISTINCT ON (begun_on) id FROM jobs"
@@ -190,8 +190,8 @@ def one_parked_each(conn: Conn) -> list[UUID]:
 
 
 def unpublished(conn: Conn, job_ids: Sequence[UUID]) -> None:
-    """The broker could not be reached after all: a scheduler will publish them."""
-    # In order: else this and who cancels them may wait for each other.
+    """Unmark jobs as the broker could not be reached: a scheduler will publish them."""
+    # In order: otherwise this may deadlock with a cancellation.
     conn.execute(
         "UPDATE jobs SET published_at = NULL WHERE id = ANY (ARRAY("
         " SELECT id FROM jobs WHERE id = ANY (%s) AND state = 'queued'"
@@ -203,7 +203,7 @@ def unpublished(conn: Conn, job_ids: Sequence[UUID]) -> None:
 def log_published(conn: Conn, job_ids: Sequence[UUID]) -> None:
     """Note in the audit log that a scheduler published these jobs.
 
-    Not of those that have ended since: nothing is logged after the end.
+    Jobs that have ended since are left out: nothing is logged after the end.
     """
     conn.execute(
         "INSERT INTO audit_log (job_id, event) SELECT id, 'published' FROM ("

@@ -5,11 +5,11 @@
        └─release, retry──┘
          reclaim
 
-A worker that shuts down, and a pause, release the job: it is queued as it was. A retryable error
-puts it back with a later `run_after`. A lease that runs out is reclaimed by the scheduler. A job
-is `expired` when its deadline came first, with the best answers it had by then, and `dead`
-when it used up its attempts or cost several workers. Only `failed` and `dead` can be left
-again: an operator may requeue such a job.
+A shutdown of the worker or a pause releases the job, which is queued again. A retryable error
+returns it to the queue with a later `run_after`. The scheduler reclaims jobs whose lease has
+expired. A job is `expired` if its deadline came first, with the best answers it had by then, and
+`dead` if it used up its attempts or several workers were lost with it. Only `failed` and `dead`
+jobs can leave their state: an operator may requeue them.
 """
 
 from uuid import UUID
@@ -19,17 +19,17 @@ from marco_search.jobs import JobState as JobState
 from marco_search.kinds import subject_fields
 
 DEAD_LETTER = (JobState.FAILED, JobState.DEAD)
-"""States of the dead letters: only an operator takes a job out of them."""
+"""States of dead letters, which only an operator can requeue."""
 
 FINAL = (JobState.SUCCEEDED, JobState.CANCELLED, JobState.EXPIRED, *DEAD_LETTER)
-"""States that a job does not leave by itself."""
+"""Final states: a job leaves them only by a requeue."""
 
 PRIORITIES = {"high": 0, "normal": 3, "low": 6}
 """A job's priority as stored."""
 
 _SUBJECTS = ", ".join(f"payload ->> '{name}'" for name in subject_fields())
 SUBJECT = f"coalesce({_SUBJECTS})"
-"""What a job of any kind asks, in SQL."""
+"""The subject of a job of any kind, in SQL."""
 
 CHANNEL = "marco_jobs"
 """NOTIFY channel: the id of each job that reached a final state."""
@@ -39,10 +39,10 @@ JOB_FINISHED, BATCH_FINISHED = "job.finished", "batch.finished"
 
 
 def outbox(event: str, ended: str) -> str:
-    """Part of WITH: holds a delivery for each webhook of what `ended`, a query of id and tenant.
+    """Part of WITH: stores a delivery for each webhook of what `ended`, a query of id and tenant.
 
-    One that is being removed is waited for: its deliveries would break the foreign key, and so
-    keep the job from ending.
+    Waits for a webhook that is being removed: its deliveries would violate the foreign key, and
+    so prevent the job from ending.
     """
     return f"""held AS (
         INSERT INTO webhook_deliveries (webhook_id, event, {event.partition(".")[0]}_id)

@@ -1,7 +1,7 @@
 """What tenants may do: quotas of queued jobs, checked at submission, and pauses.
 
-The counts include the transaction's own rows. Submissions at the same moment do not see each
-other, and a producer does not count each time (see Gate), so a limit may be passed by a little.
+The counts include the transaction's own rows. Concurrent submissions do not see each other, and
+a producer does not count every time (see Gate), so a limit may be slightly exceeded.
 
 A paused queued job is not claimed; the worker of a running one finishes its round and releases
 it. Deadlines still apply.
@@ -17,7 +17,7 @@ from marco_search.errors import Backpressure, QueueFull, QuotaExceeded
 from marco_search.store.db import Conn, select
 
 EVERYONE = ""
-"""In place of a tenant's name: all tenants. No tenant has this name."""
+"""Stands for all tenants. No tenant has this name."""
 
 RETRY_AFTER_S = 5.0
 """The hint with a refusal."""
@@ -25,11 +25,11 @@ _COUNT_EVERY_S = 5.0
 
 
 class Gate:
-    """Checks what one producer submits. May be shared by threads.
+    """Limits what one producer submits. Thread-safe.
 
-    `max_queued` jobs of all tenants, `tenant_max_queued` of each that has no quota of its own.
-    A count costs milliseconds in a long queue. So it is not made again while no more than a
-    tenth of the room it found has been used up here, for a few seconds.
+    `max_queued` is the limit for all tenants, `tenant_max_queued` that of each without a quota.
+    Counting takes milliseconds in a long queue. So a count is reused for a few seconds, as long
+    as this producer has used up no more than a tenth of the room that it found.
     """
 
     def __init__(self, max_queued: int | None = None, tenant_max_queued: int | None = None) -> None:
@@ -40,7 +40,7 @@ class Gate:
         self._lock = Lock()
 
     def check(self, conn: Conn, created: Mapping[str, int]) -> None:
-        """See that the jobs `created` by tenant, already inserted, are within the limits.
+        """Check that the inserted jobs, `created` by tenant, are within the limits.
 
         Raises QueueFull or QuotaExceeded.
         """
@@ -69,7 +69,7 @@ class Gate:
 
 
 def _queued(conn: Conn, tenant: str, limit: int) -> int:
-    """Queued jobs that are not paused; counts no further than it must."""
+    """Number of queued jobs that are not paused; stops counting beyond the limit."""
     row = conn.execute(
         """
         SELECT (SELECT count(*) FROM (
@@ -94,7 +94,7 @@ def _refused(error: type[Backpressure], what: str, count: int, limit: int) -> Ba
 
 
 def quotas(conn: Conn, tenants: Sequence[str] | None = None) -> dict[str, int]:
-    """Most queued jobs of each tenant that has a quota of its own, or of those of `tenants`."""
+    """Quotas of queued jobs by tenant, for tenants that have one; optionally of `tenants` only."""
     rows = conn.execute(
         "SELECT name, max_queued FROM tenants WHERE max_queued IS NOT NULL"
         " AND (%(names)s::text[] IS NULL OR name = ANY (%(names)s)) ORDER BY name",
@@ -104,7 +104,7 @@ def quotas(conn: Conn, tenants: Sequence[str] | None = None) -> dict[str, int]:
 
 
 def set_quota(conn: Conn, tenant: str, max_queued: int | None) -> None:
-    """Give a tenant a quota of its own; None: that of the settings."""
+    """Set a tenant's quota; None: the default of the settings."""
     conn.execute(
         "INSERT INTO tenants (name, max_queued) VALUES (%(name)s, %(limit)s)"
         " ON CONFLICT (name) DO UPDATE SET max_queued = excluded.max_queued",
@@ -113,7 +113,7 @@ def set_quota(conn: Conn, tenant: str, max_queued: int | None) -> None:
 
 
 def set_paused(conn: Conn, tenant: str, *, paused: bool) -> None:
-    """Pause or resume a tenant (or EVERYONE). Pauses of single jobs stay."""
+    """Pause or resume a tenant (or EVERYONE). Pauses of single jobs are kept."""
     conn.execute(
         "INSERT INTO tenants (name, paused_at) VALUES (%(name)s, CASE WHEN %(paused)s THEN now()"
         " END) ON CONFLICT (name) DO UPDATE SET paused_at = CASE WHEN %(paused)s"
@@ -124,15 +124,15 @@ def set_paused(conn: Conn, tenant: str, *, paused: bool) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pause:
-    """What is paused of a tenant, or of EVERYONE."""
+    """The pauses of a tenant, or of EVERYONE."""
 
     tenant: str
     since: datetime | None  #: when the tenant was paused; None: it was not
-    jobs: int  #: paused one by one
+    jobs: int  #: jobs paused individually
 
 
 def pauses(conn: Conn) -> list[Pause]:
-    """All that is paused, by tenant; EVERYONE first."""
+    """All pauses, by tenant; EVERYONE first."""
     source = """(
         SELECT coalesce(name, tenant) AS tenant, paused_at AS since, coalesce(jobs, 0) AS jobs
         FROM (SELECT name, paused_at FROM tenants WHERE paused_at IS NOT NULL) AS whole FULL JOIN (

@@ -1,8 +1,8 @@
 """Webhooks: URLs that are notified when a job or batch ends, and the outcome of each delivery.
 
-A delivery is held by the transaction that ends the job (`states.outbox`), as ids only: its body
-is made of the job when it is sent, so that a redaction reaches what was not sent yet. The sender
-(worker.sender) claims it for a while; one that was not reported by then is sent again.
+A delivery is stored by the transaction that ends the job (`states.outbox`), as ids only: its body
+is built from the job when it is sent, so that a redaction covers what is not sent yet. The sender
+(worker.sender) claims it for a while; if no outcome is reported by then, it is sent again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from marco_search.store.queue.states import BATCH_FINISHED, JOB_FINISHED
 EVENTS: Final = (JOB_FINISHED, BATCH_FINISHED)
 TEST: Final = "test"
 OVERLAP_S = 86_400.0
-"""How long deliveries are signed with the old secret too, after a rotation."""
+"""How long deliveries are also signed with the old secret after a rotation."""
 _KEEP_DAYS = 30
 _LONGEST_URL = 2048
 _NAT64 = ip_network("64:ff9b::/96")
@@ -36,7 +36,7 @@ _NAT64 = ip_network("64:ff9b::/96")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Webhook:
-    """A URL and its events. Without its secret."""
+    """A URL and its events, without its secret."""
 
     id: UUID
     tenant: str
@@ -70,14 +70,14 @@ class Delivery(_Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claimed(_Event):
-    """A delivery to be sent now."""
+    """A delivery to send now."""
 
     url: str
     secrets: list[str] = field(repr=False)  #: one, or two during a rotation
 
 
 def checked_url(url: str, settings: Settings) -> SplitResult:
-    """The parts of an address that may be posted to. Raises InputError."""
+    """The parts of a URL that deliveries may be posted to. Raises InputError."""
     flaw = "URL: must be https://host/path, in ASCII, without a user or password"
     try:
         parts = urlsplit(url)
@@ -103,7 +103,7 @@ def check_address(address: str, settings: Settings) -> None:
     """Raises InputError for an IP address that is neither public nor allowed by the settings."""
     found = ip_address(address.partition("%")[0])
     if isinstance(found, IPv6Address):
-        # What leads to an IPv4 address is judged by it.
+        # An IPv6 address that embeds an IPv4 address is judged by the latter.
         inner = ip_address(int(found) & 0xFFFFFFFF) if found in _NAT64 else found.ipv4_mapped
         found = inner or found
     if any(found in network for network in settings.webhook_networks):
@@ -168,7 +168,7 @@ def rotate(
 
 
 def add_test(conn: Conn, webhook_id: UUID, *, tenant: str | None = None) -> UUID:
-    """Hold a delivery of the event `test`; its id. Raises JobNotFound."""
+    """Store a delivery of the event `test`; its id. Raises JobNotFound."""
     _change(conn, "SELECT FROM webhooks", webhook_id, tenant)
     row = conn.execute(
         "INSERT INTO webhook_deliveries (webhook_id, event) VALUES (%s, %s) RETURNING id",
@@ -197,7 +197,7 @@ def deliveries(
     delivery_id: UUID | None = None,
     limit: int = 100,
 ) -> list[Delivery]:
-    """The latest first; of a tenant, a webhook, in `state`, or this one, if given."""
+    """Deliveries, latest first; optionally of a tenant, webhook or `state`, or only this one."""
     source = """webhook_deliveries
         WHERE (%(tenant)s::text IS NULL OR webhook_id IN
                 (SELECT id FROM webhooks WHERE tenant = %(tenant)s))
@@ -234,7 +234,7 @@ def resend(
 
 
 def due(conn: Conn) -> list[UUID]:
-    """The webhooks with something to be sent, the one that waits longest first."""
+    """Webhooks with due deliveries, the longest waiting first."""
     rows = conn.execute(
         "SELECT w.id FROM webhooks AS w CROSS JOIN LATERAL (SELECT next_at FROM webhook_deliveries"
         " WHERE webhook_id = w.id AND state = 'pending' AND next_at <= now()"
@@ -244,7 +244,7 @@ def due(conn: Conn) -> list[UUID]:
 
 
 def claim(conn: Conn, webhook_id: UUID, *, lease_s: float) -> Claimed | None:
-    """The webhook's next delivery, which nobody else sends for `lease_s`; None: none is due."""
+    """Claim the webhook's next delivery for `lease_s` seconds; None if none is due."""
     with conn.cursor(row_factory=class_row(Claimed)) as cursor:
         return cursor.execute(
             """
@@ -265,9 +265,9 @@ def claim(conn: Conn, webhook_id: UUID, *, lease_s: float) -> Claimed | None:
 
 
 def report(conn: Conn, claimed: Claimed, error: str | None, *, retry_s: float | None) -> None:
-    """Note that the delivery arrived, or why not and in how long it is sent again; None: not.
+    """Record that the delivery arrived, or the error, and after how long to retry; None: never.
 
-    A failure is not noted if another attempt has begun since.
+    A failure is not recorded if another attempt has started since.
     """
     conn.execute(
         """
@@ -283,7 +283,7 @@ def report(conn: Conn, claimed: Claimed, error: str | None, *, retry_s: float | 
 
 
 def forget(conn: Conn) -> None:
-    """Delete deliveries of long ago that are done with."""
+    """Delete old deliveries that are delivered or failed."""
     conn.execute(
         "DELETE FROM webhook_deliveries AS d USING webhooks AS w WHERE d.webhook_id = w.id"
         " AND d.state <> 'pending' AND d.created_at < now() - make_interval(days => %s)",
@@ -292,7 +292,7 @@ def forget(conn: Conn) -> None:
 
 
 def body(conn: Conn, claimed: Claimed) -> dict[str, Any] | None:
-    """What is sent; None if the job or batch was started again, and has not ended."""
+    """The body to send; None if the job or batch was restarted and has not ended."""
     data: dict[str, Any] | None = {}
     if claimed.job_id is not None:
         data = _job(conn, claimed.job_id)
