@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+from collections.abc import Iterator
 from itertools import chain, groupby
 from pathlib import Path
 
@@ -81,3 +82,11 @@ def pytest_collection_finish() -> None:
     """Look for garbage again, but not among those half a million objects."""
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture
+def with_hangups() -> Iterator[None]:
+    """Children see SIGHUP as at a terminal, also where the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)

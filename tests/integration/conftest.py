@@ -5,7 +5,6 @@
     module_database_url  the same for all tests of a module
     redis_url     an empty Redis database for this test
     command_line  commands that are called in this process use both
-    with_hangups  SIGHUP is not ignored
     filled        a database with jobs that went well and badly, the same for the whole run
 
 `services` starts Postgres and Redis in a home of their own, once, when the first test asks.
@@ -14,7 +13,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -67,14 +65,6 @@ def template_database(services: ServiceUrls) -> Iterator[str]:
     with scratch_database(services.database_url) as url:
         migrations.upgrade(url)
         yield url
-
-
-@pytest.fixture
-def with_hangups() -> Iterator[None]:
-    """Children see SIGHUP as at a terminal, also where the tests run under nohup."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture

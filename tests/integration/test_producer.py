@@ -201,12 +201,12 @@ def test_wrong_types_are_refused_and_nothing_is_stored(
     with pytest.raises(InvalidJob, match="batch_id"):
         producer.submit_many([question()], batch_id=7)  # type: ignore[arg-type]
     for wrong in (5, None, b"x", {"id": 1}, 1.5):
-        with pytest.raises(TypeError, match="named by"):
+        with pytest.raises(TypeError, match="given as"):
             producer.status(wrong)
     for wrong in (5, None, [5], [None]):
-        with pytest.raises(TypeError, match="named by"):
+        with pytest.raises(TypeError, match="given as"):
             producer.wait(wrong)
-        with pytest.raises(TypeError, match="named by"):
+        with pytest.raises(TypeError, match="given as"):
             producer.states(wrong)
     for wrong in ("5", -1, float("nan"), [1]):
         with pytest.raises(TypeError, match="timeout_s"):

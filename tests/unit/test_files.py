@@ -10,6 +10,7 @@ import pytest
 from marco_search.files import whole, whole_folder
 
 
+@pytest.mark.usefixtures("with_hangups")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_process_that_is_told_to_end_leaves_no_part(
     number: signal.Signals, tmp_path: Path
