@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from marco_search import settings
 from marco_search.engine import Journal, SearchPlan, make_plan, profile_of, run_search
-from marco_search.errors import InputError, InvalidDataSet, MarcoError, RuntimeUnavailable
+from marco_search.errors import InputError, InvalidDataSet, RuntimeUnavailable
 from marco_search.evaluation.data_sets import Problem
 from marco_search.evaluation.grading import Grader
 from marco_search.evaluation.statistics import wilson
@@ -45,7 +45,6 @@ class Recipe:
     """How each problem is searched."""
 
     options: SearchOptions = field(default_factory=SearchOptions)
-    changes: dict[str, Any] = field(default_factory=dict)  #: to SearchConfig.to_json()
     keep_tokens: bool = False  #: keep each token's scores, for rescoring
 
     def job(self, problem: Problem) -> Job:
@@ -54,12 +53,6 @@ class Recipe:
         seed = int.from_bytes(digest[:4], "big") & 0x7FFF_FFFF
         options = self.options.model_copy(update={"seed": seed})
         return problem.job.model_copy(update={"options": options})
-
-    def plan(self, problem: Problem, runtime: Runtime) -> SearchPlan:
-        """The plan of the problem's search."""
-        made = make_plan(self.job(problem), runtime)
-        config = SearchConfig.from_json(made.config.to_json() | self.changes)
-        return replace(made, config=config)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +157,7 @@ def run(
     search is enough. Raises what a search raises, after the searches under way have been kept.
     Ctrl-C ends those at once; the ones that had ended are kept.
     """
-    plans = {p.key: recipe.plan(p, runtime) for p in problems}
+    plans = {p.key: make_plan(recipe.job(p), runtime) for p in problems}
     names = {p.key: _run_name(recipe, plans[p.key], p.job) for p in problems}
     journal = _Journal()
 
@@ -264,8 +257,6 @@ def run_queued(
     pick up the jobs of the first. Raises RuntimeUnavailable after all have ended if any failed,
     InvalidDataSet if the workers have another model than earlier traces of the run.
     """
-    if recipe.changes:
-        raise MarcoError("only what SearchOptions has can go through the queue; use --local")
     names = {p.key: _queued_name(recipe, p) for p in problems}
     before = read(file) if file.exists() else []
     tried = Counter((t.key, t.run) for t in before if t.failed)

@@ -49,8 +49,9 @@ def development_split(count: int) -> list[Problem]:
 
 def recipe(study: Mapping[str, Any], name: str) -> Recipe:
     """How a study's base or one of its variants searches."""
-    options = SearchOptions(rollouts=ROLLOUTS, seed=SEED, **study["options"])
-    return Recipe(options=options, changes=study["changes"] | study["variants"].get(name, {}))
+    changes = study["changes"] | study["variants"].get(name, {})
+    options = {"rollouts": ROLLOUTS, "seed": SEED, "overrides": changes} | study["options"]
+    return Recipe(options=SearchOptions(**options))
 
 
 def figures(

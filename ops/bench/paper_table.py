@@ -112,8 +112,12 @@ def recipes(*, tuned: bool = True) -> dict[str, Recipe]:
     }
     return {
         name: Recipe(
-            options=SearchOptions(strategy=strategy, seed=SEED, rollouts=rollouts),
-            changes=alike | changes | (temperature(name) if tuned else {}),
+            options=SearchOptions(
+                strategy=strategy,
+                seed=SEED,
+                rollouts=rollouts,
+                overrides=alike | changes | (temperature(name) if tuned else {}),
+            )
         )
         for name, (strategy, rollouts, changes) in made.items()
     }
@@ -429,12 +433,13 @@ def tune(runtime: Runtime, count: int) -> None:
     dev = study("tuning", samples.DEVELOPMENT, count)
     for name, tried in TEMPERATURES.items():
         for heat in tried:
-            how = recipes()[name]
-            changes = how.changes | {"temperature": float(heat)}
+            options = recipes()[name].options
+            overrides = options.overrides | {"temperature": float(heat)}
+            how = Recipe(options=options.model_copy(update={"overrides": overrides}))
             traces = list[Trace]()
             for set_name, problems in dev.sets.items():
                 file = dev.file(set_name, f"{name}-{heat}")
-                make(Recipe(options=how.options, changes=changes), problems, runtime, file)
+                make(how, problems, runtime, file)
                 traces += dev.kept(set_name, f"{name}-{heat}", problems)
             stops = Stops(traces)
             at = [stops.at(dev.grader, stops.level_for(b, at_least=True)) for b in dev.budgets]

@@ -6,9 +6,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from marco_search.errors import MarcoError
 from marco_search.evaluation.data_sets import from_row
 from marco_search.evaluation.run import Progress, Recipe, run, run_queued
 from marco_search.evaluation.traces import Trace, read
@@ -43,9 +40,3 @@ def test_the_queue_finds_what_a_local_run_finds(
     # No label is stored anywhere.
     assert len(payloads) == 5
     assert not any("987654" in payload or expected for payload, expected in payloads)
-
-
-def test_what_no_job_can_carry_is_refused(tmp_path: Path) -> None:
-    changed = Recipe(changes={"width": 2})
-    with pytest.raises(MarcoError, match="--local"):
-        run_queued(PROBLEMS, changed, tmp_path / "x.jsonl", None)  # type: ignore[arg-type]

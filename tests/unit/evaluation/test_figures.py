@@ -105,7 +105,7 @@ def test_one_run_is_cut_into_smaller_ones() -> None:
 
 def test_a_run_cut_at_a_looser_stop_is_the_run_that_was_given_it(tmp_path: Path) -> None:
     def traces(stop: float) -> list[Trace]:
-        recipe = Recipe(options=SearchOptions(strategy="tree"), changes={"stop": stop})
+        recipe = Recipe(options=SearchOptions(strategy="tree", overrides={"stop": stop}))
         return run(PROBLEMS, recipe, ToyRuntime(), tmp_path / f"{stop}.jsonl")
 
     stops = Stops(traces(0.9))

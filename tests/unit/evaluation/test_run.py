@@ -131,7 +131,7 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
 
 
 def test_changes_reach_the_search(tmp_path: Path) -> None:
-    changed = Recipe(options=SearchOptions(rollouts=4), changes={"parallel": 1, "stop": None})
+    changed = recipe(rollouts=4, early_stop=False, overrides={"parallel": 1})
     found = run(problems(2), changed, ToyRuntime(), tmp_path / "run.jsonl")
     assert all([r.round for r in t.rollouts] == [1, 2, 3, 4] for t in found)
 
