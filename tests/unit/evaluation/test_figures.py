@@ -181,7 +181,8 @@ def test_its_own_reward_and_vote_give_the_answer_of_the_search(reward: str, choi
         found, share = answer_under(
             trace, reward=reward, vote=choice, sharpness=2.0, merge=kind_of(job).merge
         )
-        assert (found, share) == (best.key, pytest.approx(best.share, abs=1e-3))
+        assert found == best.key
+        assert share == pytest.approx(best.share, abs=1e-3)
 
 
 def test_a_tree_vote_counts_draws_not_visits(tmp_path: Path) -> None:
