@@ -403,7 +403,7 @@ def _correct(job: Job, answers: Sequence[Answer]) -> bool | None:
     if job.expected is None:
         return None
     try:
-        return bool(answers) and kind_of(job).equal(answers[0].text, job.expected)
+        return bool(answers) and kind_of(job).equal(answers[0].output, job.expected)
     except Exception:
         log.exception("the answer can't be compared with the expected one")
         return None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from marco_search.engine import Journal, make_plan, run_search
+from marco_search.engine import Journal, make_plan, run_search, solve
 from marco_search.errors import PromptTooLong, RuntimeUnavailable
 from marco_search.jobs import SearchOptions
 from marco_search.kinds import ReasoningJob
@@ -96,3 +96,11 @@ def test_what_does_not_look_like_one_branch_s_own_failure_is_the_runtime_s(
     runtime = Odd(error, *ids)
     with pytest.raises(RuntimeUnavailable, match="the branch failed"):
         run_search(ALONE, make_plan(ALONE, runtime), runtime, Journal())
+
+
+@pytest.mark.parametrize("said", ["2 hours and 30 minutes", "2.5 hours", "5 to the 3rd"])
+def test_what_is_compared_with_the_expected_answer_is_what_was_voted_on(said: str) -> None:
+    job = ReasoningJob(question="How long?", expected=said, options=SearchOptions(strategy="cot"))
+    other = job.model_copy(update={"expected": "3"})
+    assert solve(job, runtime=ToyRuntime([said])).correct is True
+    assert solve(other, runtime=ToyRuntime([said])).correct is False

@@ -95,6 +95,10 @@ def test_code_is_a_text() -> None:
 @pytest.mark.parametrize(
     ("output", "display"),
     [
+        ("It takes 2 hours and 30 minutes.", "2 hours and 30 minutes"),
+        ("$3 and 50 cents", "3 dollars and 50 cents"),
+        ("小明跑了2千克500克。", "2千克500克"),
+        ("The answer is 12 km.", "12"),
         ("She makes $1,620.00 a day.", "$1,620.00"), ("答案是３.5万元。", "3.5万"),
         ("是的。", "是的"),
         ("The answer is 25 %.", "25 %"), ("It  Is So", "It  Is So"), ("(d) 27 sec", "D"),

@@ -30,7 +30,7 @@ from marco_search.kinds.answers.normalization import (
     text_key,
 )
 from marco_search.kinds.answers.numbers import DIGIT_CHARS, number_key, parse_number
-from marco_search.kinds.answers.terms import Term, terms
+from marco_search.kinds.answers.terms import UNIT_WORD, Term, terms
 from marco_search.kinds.base import ExtractedAnswer
 
 _BOXED = re.compile(r"\\f?boxed\s*")
@@ -280,7 +280,10 @@ def _number_in(text: str) -> ExtractedAnswer | None:
 
 
 def _shown(text: str, found: Term) -> ExtractedAnswer:
-    return ExtractedAnswer(found.key, text[found.start : found.end].strip())
+    whole, unit = text[found.start : found.end], UNIT_WORD.match(text, found.end)
+    if unit and all(found.key != t.key for by in (False, True) for t in terms(whole, spelled=by)):
+        whole += unit[0]  # 2 hours 30 minutes: without it another number
+    return ExtractedAnswer(found.key, whole.strip())
 
 
 def _tidy(folded: str) -> str:

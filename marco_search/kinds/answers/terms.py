@@ -87,7 +87,7 @@ _SHORT_REST = re.compile(rf"[元块塊米][{DIGIT_CHARS}](?:[毛角]|(?!{_HAN}))
 _UNITS = [worths(family) for family in WORDS["units"]]
 _HAN_UNIT = alternatives(unit for family in _UNITS for unit in family if not unit.isascii())
 _UNIT = rf" ?(?:(?P<word>[A-Za-z]+?)s?(?![A-Za-z])|(?P<han>{_HAN_UNIT}))"
-_UNIT_WORD = re.compile(_UNIT)
+UNIT_WORD = re.compile(_UNIT)
 _NEXT_UNIT = re.compile(_UNIT + r"(?:\.?,?(?: and)? ?|[零又])")
 _TOUCHING_UNIT = re.compile(
     r"(?:[°'][NSEWnsew]?,? ?|[平立]方(?:分米|厘米|米)"
@@ -259,7 +259,7 @@ def _following(
             continue
         if unit is None or unit.re is _TOUCHING_UNIT:
             return unit, number, None
-        second = _UNIT_WORD.match(text, number.end)
+        second = UNIT_WORD.match(text, number.end)
         worth = _worth(unit, second, number)
         if worth or (second is None and unit["han"]):
             return unit, number, worth
