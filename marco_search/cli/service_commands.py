@@ -15,9 +15,9 @@ from rich.text import Text
 from marco_search import settings as settings_module
 from marco_search.cli import output
 from marco_search.cli.options import command
-from marco_search.errors import BrokerUnavailable, RightsMissing
+from marco_search.errors import BrokerUnavailable, InvalidSettings, RightsMissing
 from marco_search.locations import database_url, redis_url
-from marco_search.settings import Settings, without_password
+from marco_search.settings import Settings, without_password, worker_refusal
 
 if TYPE_CHECKING:
     from marco_search.doctor import Finding
@@ -196,6 +196,8 @@ def worker(concurrency: int | None, name: str, check: bool, metrics_port: int | 
     from marco_search.cli.session import session
     from worker.main import run
 
+    if refused := worker_refusal(settings_module.load()):
+        raise InvalidSettings(refused)
     # The session keeps embedded services alive as long as the worker runs.
     with session(creates=True) as here:
         settings = _with_metrics(here.settings, metrics_port)

@@ -484,6 +484,25 @@ def test_no_command_repeats_the_password_of_an_address_it_refuses_or_starts_anyt
 
 
 @pytest.mark.parametrize(
+    ("command", "name", "value"),
+    [("worker", "MARCO_HEARTBEAT_S", "40"), ("console", "MARCO_CONSOLE_TOKEN", "short")],
+)
+def test_a_process_that_would_not_run_starts_no_service(
+    command: str,
+    name: str,
+    value: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv(name, value)
+    settings_module.load.cache_clear()
+    assert main([command]) == 2
+    assert f"{name}: " in capsys.readouterr().err
+    assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize(
     ("words", "code", "said"),
     [
         ("profile list >&-", 0, ""),
