@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import warnings
+from functools import partial
 from typing import Any, get_type_hints
 
 import pytest
@@ -15,6 +17,10 @@ from marco_search.errors import InvalidJob
 from marco_search.jobs import SearchOptions, SearchOptionsDict
 from marco_search.kinds import ReasoningJob
 from marco_search.search.config import STRATEGIES
+from marco_search.store.queue.batches import Batch, BatchLine
+from marco_search.store.queue.dead_letters import DeadLetter
+
+RECORDS = ("Answer", "Job", "JobHandle", "JobResult", "JobStatus", "ReasoningJob", "SearchOptions")
 
 
 def test_every_public_name_can_be_imported() -> None:
@@ -40,6 +46,15 @@ def test_importing_a_name_loads_only_what_it_needs(name: str, absent: tuple[str,
     code = f"from marco_search import {name}; import sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {*absent} & {*done.stdout.split()}
+
+
+@pytest.mark.parametrize(
+    "record", [*map(partial(getattr, marco_search), RECORDS), Batch, BatchLine, DeadLetter]
+)
+def test_help_describes_every_field(record: type) -> None:
+    for field in get_type_hints(record):
+        if not field.startswith(("_", "model_")) and field != "subject_field":
+            assert re.search(rf"\b{field}\b", str(record.__doc__)), f"{field} is not described"
 
 
 def test_solve_takes_the_fields_of_search_options() -> None:

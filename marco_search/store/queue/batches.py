@@ -26,22 +26,34 @@ AGAIN = ("cancelled", "expired", "failed", "dead")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """A batch, and the states of its jobs."""
+    """A batch, and the states of its jobs.
+
+    Fields:
+    id, tenant, metadata, created_at: Which, whose, the caller's values, when its upload began
+    source, file_id: Path or name of its input, None for a list of jobs; the uploaded file
+    completed_at: When all its lines had been stored
+    finished_at: When all its jobs were found to have ended
+    expires_at: Deadline of its jobs without their own
+    cancelled_at: When it was cancelled before it had ended
+    lines, refused: Lines read so far, including empty and refused ones; refused ones
+    digest: SHA-256, hex, of the search options and the lines read so far
+    states: Number of jobs in each state; of each line the latest job counts
+    """
 
     id: UUID
     tenant: str
-    source: str | None  #: a path, or an uploaded file's name; None: a list of jobs
-    file_id: UUID | None  #: the uploaded file
+    source: str | None
+    file_id: UUID | None
     metadata: dict[str, Any]
     created_at: datetime
-    completed_at: datetime | None  #: when all its lines were stored
-    finished_at: datetime | None  #: when all its jobs were seen to have ended
-    expires_at: datetime | None  #: deadline of those of its jobs that have none of their own
-    cancelled_at: datetime | None  #: when it was cancelled before it had ended
-    lines: int  #: taken so far, empty and refused ones too
+    completed_at: datetime | None
+    finished_at: datetime | None
+    expires_at: datetime | None
+    cancelled_at: datetime | None
+    lines: int
     refused: int
-    digest: str | None  #: SHA-256 (hex) of the search options and the lines taken so far
-    states: dict[str, int]  #: jobs in each state; of each line the latest
+    digest: str | None
+    states: dict[str, int]
 
     @property
     def left(self) -> int:
@@ -51,13 +63,16 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchLine:
-    """A non-empty line of a batch."""
+    """A non-empty line of a batch, from 1, and the caller's `custom_id` for it.
 
-    line: int  #: from 1
-    job_id: UUID | None  #: None: it was refused
+    It has a `job_id`, or was refused because of a `field` for a `reason`.
+    """
+
+    line: int
+    job_id: UUID | None
     custom_id: str | None
-    field: str | None  #: the wrong one
-    reason: str | None  #: why it was refused
+    field: str | None
+    reason: str | None
 
 
 _BATCH = """(SELECT *, batch_id AS id FROM audit.batches) AS batch

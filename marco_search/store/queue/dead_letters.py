@@ -22,7 +22,16 @@ _GOES_ON = """redacted_at IS NULL
 
 
 class DeadLetter(BaseModel):
-    """A dead or failed job, and why."""
+    """A dead or failed job, and why.
+
+    Fields:
+    job_id, tenant, kind, state: Which job, whose, of what kind; "dead" or "failed"
+    subject: The question, text or prompt
+    created_at, finished_at: When it was submitted, and when it ended
+    attempts: Claims by workers, of which `failures` ended in an error, `losses` in a lost worker
+    rounds: Rounds stored, from which a requeued job continues
+    error: type, message and retryable; traceback if it is a bug
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -30,14 +39,14 @@ class DeadLetter(BaseModel):
     tenant: str
     kind: str
     state: str
-    subject: str  #: the question, text or prompt
+    subject: str
     created_at: datetime
     finished_at: datetime
     attempts: int
     failures: int
     losses: int
-    rounds: int  #: stored: a requeued job goes on from them
-    error: dict[str, Any]  #: type, message, retryable; of a bug the traceback
+    rounds: int
+    error: dict[str, Any]
 
 
 def letters(

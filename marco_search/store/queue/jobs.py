@@ -38,12 +38,15 @@ OF_BATCH = "ANY (ARRAY(SELECT job_id FROM audit.batch_lines WHERE batch_id = %(b
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobHandle:
-    """A stored job."""
+    """A stored job: its `id`, its `state` when it was submitted, and its `batch_id`, if any.
+
+    `created` is False if its idempotency key named an existing job, which this is then.
+    """
 
     id: UUID
-    state: JobState  #: when it was submitted
-    created: bool  #: False: its idempotency key named an existing job
-    batch_id: UUID | None = None  #: that it was submitted in
+    state: JobState
+    created: bool
+    batch_id: UUID | None = None
 
     def __str__(self) -> str:
         return str(self.id)

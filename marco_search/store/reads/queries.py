@@ -32,7 +32,32 @@ NARROW_SHARE = 0.6
 
 
 class JobStatus(BaseModel):
-    """A job's status: a row of the view audit.jobs."""
+    """A job's status: a row of the view audit.jobs. Times are UTC; None: not yet, or not given.
+
+    Fields:
+    job_id, tenant, kind: Which job, whose, and of what kind
+    batch_id, batch_line: The batch it was submitted in, and its line there, from 1
+    custom_id, idempotency_key, metadata: As the caller gave them
+    state: See JobState; `shown_state` also says "paused"
+    subject: The question, text or prompt; empty if the views do not know a new kind's field yet
+    strategy, seed: How it is searched
+    priority: 0 is high, 3 normal, 6 low
+    created_at, started_at, finished_at: When it was submitted, first claimed, and ended
+    run_after: Not claimed before this time (back-off after an error)
+    expires_at: Its deadline
+    cancel_requested_at, paused_at: When it was asked to stop; when it or its tenant was paused
+    attempts, lease_owner: How often workers have claimed it; the worker that holds it
+    rounds, rollouts, nodes, generated_tokens: What its search has stored so far
+    rollout_budget: Maximum rollouts; None before it is started
+    seconds: Time of searching, over all attempts
+    answer, confidence, share: The best answer, its confidence, and its share of the vote, 0 to 1
+    confidence_quantile: Share of its model's latest jobs with a lower confidence, 0 to 1
+    expected, correct: The expected answer, and whether the best answer equals it
+    stop_reason: Why the search ended
+    model, revision: The model it is searched with
+    error_type, error: Class and message of its last error
+    redacted_at: When its texts were redacted
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -44,43 +69,42 @@ class JobStatus(BaseModel):
     idempotency_key: str | None = None
     kind: str
     state: JobState
-    #: The question, text or prompt; empty of a new kind whose field the views do not know yet.
     subject: Annotated[str, BeforeValidator(lambda text: text or "")]
-    metadata: dict[str, Any] | None = None  #: what the caller attached
+    metadata: dict[str, Any] | None = None
     strategy: str
-    priority: int  #: 0 is high, 3 normal, 6 low
+    priority: int
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
-    run_after: datetime  #: not claimed before (back-off after an error)
+    run_after: datetime
     cancel_requested_at: datetime | None
-    expires_at: datetime | None = None  #: its deadline
-    paused_at: datetime | None = None  #: it or its tenant
-    attempts: int  #: claims by workers
-    lease_owner: str | None  #: the worker that has it
+    expires_at: datetime | None = None
+    paused_at: datetime | None = None
+    attempts: int
+    lease_owner: str | None
     rounds: int
     rollouts: int
-    rollout_budget: int | None  #: None: not begun
+    rollout_budget: int | None
     nodes: int
     generated_tokens: int
-    seconds: float  #: of searching, over all attempts
-    answer: str | None  #: the best
+    seconds: float
+    answer: str | None
     confidence: float | None
-    share: float | None = None  #: of the best answer in the vote, 0 to 1
-    confidence_quantile: float | None = None  #: among its model's latest jobs, 0 to 1
+    share: float | None = None
+    confidence_quantile: float | None = None
     expected: str | None
-    correct: bool | None  #: the best answer against `expected`
+    correct: bool | None
     stop_reason: str | None
     model: str | None
     revision: str | None = None
     seed: int | None = None
     error_type: str | None
     error: str | None
-    redacted_at: datetime | None = None  #: when its texts were replaced
+    redacted_at: datetime | None = None
 
     @property
     def final(self) -> bool:
-        """True in a state that the job does not leave by itself."""
+        """True once the job has ended."""
         return self.finished_at is not None
 
     @property
