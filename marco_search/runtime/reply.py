@@ -86,18 +86,10 @@ def read_completion(
     prompt_tokens, cached_tokens = count(meta, "prompt_tokens"), count(meta, "cached_tokens")
     if cached_tokens > prompt_tokens:
         raise BranchFailed(f"{cached_tokens} cached tokens of {prompt_tokens} prompt tokens")
-    took_s = seconds(meta, "e2e_latency")
+    used: dict[str, Any] = {"prompt_tokens": prompt_tokens, "cached_tokens": cached_tokens}
+    used["seconds"] = seconds(meta, "e2e_latency")
     if stopped and not text and not isinstance(matched, str) and _has_no_tokens(meta):
-        return Completion(
-            text="",
-            tokens=(),
-            texts={},
-            stopped=True,
-            stop=None,
-            prompt_tokens=prompt_tokens,
-            cached_tokens=cached_tokens,
-            seconds=took_s,
-        )
+        return Completion(text="", tokens=(), texts={}, stopped=True, stop=None, **used)
     chosen, candidates = entries(meta)
     numbers, values = ids(chosen), logprobs(chosen)
     others = ids(candidates)
@@ -119,9 +111,7 @@ def read_completion(
         texts=candidate_texts(candidates, others),
         stopped=stopped or stop is not None,
         stop=stop,
-        prompt_tokens=prompt_tokens,
-        cached_tokens=cached_tokens,
-        seconds=took_s,
+        **used,
     )
 
 

@@ -10,8 +10,7 @@ neighbours.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +26,7 @@ _Words = npt.NDArray[np.uint64]
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-@dataclass(frozen=True, slots=True)
-class Picks:
+class Picks(NamedTuple):
     """One step's outcome, a row per sequence.
 
     tokens [rows] and their logprobs [rows]; top_ids and top_logprobs [rows, TOP_K], best first,
@@ -42,8 +40,7 @@ class Picks:
 
     def by_row(self) -> Iterator[tuple[int, float, list[int], list[float]]]:
         """The four of each row, as plain numbers."""
-        columns = (self.tokens, self.logprobs, self.top_ids, self.top_logprobs)
-        return zip(*(column.tolist() for column in columns), strict=True)
+        return zip(*(column.tolist() for column in self), strict=True)
 
 
 def log_softmax_parts(logits: Floats) -> tuple[Floats, Floats, Floats]:
