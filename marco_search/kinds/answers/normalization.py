@@ -12,6 +12,7 @@ import unicodedata
 from marco_search.kinds.answers import WORDS
 from marco_search.kinds.base import ExtractedAnswer
 
+_BEFORE_FRACTION = re.compile(r"(?<=\d)(?=[¼½¾⁄⅐-⅟↉])")
 _SUBSCRIPT_RUN = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
 _CIRCLED_RUN = re.compile("[①-⑳](?:[、,，和]?[①-⑳])+")
 _SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
@@ -41,7 +42,7 @@ def normalize_unicode(text: str) -> str:
     A vulgar fraction stays apart from the digit before it (1½ is "1 1/2", not 11/2) and a
     superscript is marked (m² is "m^2"), as is a subscript (x₁ is "x_1").
     """
-    text = "".join(_fraction_apart(text, i) for i in range(len(text)))
+    text = _BEFORE_FRACTION.sub(" ", text)
     text = _SUPERSCRIPT_RUN.sub(r"^\g<0>", text)
     text = _SUBSCRIPT_RUN.sub(r"_\g<0>", text)
     text = _CIRCLED_RUN.sub(lambda m: ", ".join(re.findall("[①-⑳]", m[0])), text)
@@ -56,13 +57,6 @@ def normalize_unicode(text: str) -> str:
             continue
         folded.append(char)
     return "".join(folded)
-
-
-def _fraction_apart(text: str, index: int) -> str:
-    char = text[index]
-    if char.isascii() or "⁄" not in (wide := unicodedata.normalize("NFKC", char)):
-        return char
-    return f" {wide}" if index and text[index - 1].isdecimal() else wide
 
 
 def strip_latex(text: str) -> str:
