@@ -2,5 +2,5 @@
 
 - data_sets: problems; run: searches them here or through the queue; traces: what is kept
 - grading: answers against labels, at smaller budgets and under other rewards
-- statistics, report: the figures, and plots of them
+- statistics, report: the figures
 """

@@ -1,4 +1,4 @@
-"""The figures of an evaluation, as rows, comparisons, Markdown, JSON and plots.
+"""The figures of an evaluation, as rows, comparisons, Markdown and JSON.
 
 Test@1 is the accuracy of the chosen answer. Test@N (solved at least once in N guesses): for
 independent samples the unbiased estimate over all that were drawn (statistics.pass_at_k), for
@@ -7,16 +7,14 @@ a tree its first N rollouts, which share prefixes and so are not separate guesse
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from marco_search.errors import InvalidDataSet, InvalidSettings, RuntimeUnavailable
+from marco_search.errors import InvalidDataSet, RuntimeUnavailable
 from marco_search.evaluation.data_sets import Problem
 from marco_search.evaluation.grading import (
     Grader,
-    Point,
     chosen,
     coverage,
     graded,
@@ -31,15 +29,11 @@ from marco_search.evaluation.statistics import (
     pass_at_k,
     ratio,
     rounded,
-    wilson,
 )
 from marco_search.evaluation.traces import Trace, digest
 from marco_search.search.tree import ROOT
 
 TEST_AT = (8, 16, 32)
-T = TypeVar("T")
-
-_COLOURS = ("#1b6ca8", "#d1495b", "#2a9d62", "#8d5a97", "#c98a00", "#5c6b73", "#e377c2", "#17becf")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,52 +189,3 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def percent(value: float | None) -> str:
     """0.9 as "90.0"; an empty cell for None."""
     return "" if value is None else f"{100 * value:.1f}"
-
-
-def plot(draw: Callable[[Any, T], None], panels: Mapping[str, T], stem: Path) -> list[Path]:
-    """A figure with one panel a title, as PNG and as SVG, each panel drawn by a function below.
-
-    Returns the files written: `stem` with .png and .svg. Raises InvalidSettings without matplotlib.
-    """
-    try:
-        import matplotlib
-    except ImportError:
-        raise InvalidSettings("plots need matplotlib: run `make install`") from None
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "marco"  # the same input gives the same SVG file
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(5.6 * len(panels), 4.2), squeeze=False)
-    for axis, (title, shown) in zip(axes[0], panels.items(), strict=True):
-        draw(axis, shown)
-        axis.set_title(title)
-        axis.grid(alpha=0.3)
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    figure.tight_layout()
-    files = [stem.with_suffix(".png"), stem.with_suffix(".svg")]
-    figure.savefig(files[0], dpi=110)
-    figure.savefig(files[1], metadata={"Date": None})
-    pyplot.close(figure)
-    return files
-
-
-def accuracy_over_tokens(axis: Any, curves: Mapping[str, Sequence[Point]]) -> None:
-    """One line a strategy; a strategy of one point is a dot with its interval."""
-    for i, (name, curve) in enumerate(curves.items()):
-        colour = _COLOURS[i % len(_COLOURS)]
-        x = [p.tokens_per_problem for p in curve]
-        y = [100 * p.accuracy for p in curve]
-        bounds = [wilson(sum(p.right), len(p.right)) for p in curve]
-        low, high = ([100 * bound for bound in side] for side in zip(*bounds, strict=True))
-        if len(curve) == 1:
-            # Rounding must not make a length negative.
-            spread = [[max(0.0, y[0] - low[0])], [max(0.0, high[0] - y[0])]]
-            axis.errorbar(x, y, yerr=spread, fmt="o", capsize=3, color=colour, label=name)
-        else:
-            axis.plot(x, y, marker=".", markersize=4, color=colour, label=name)
-            axis.fill_between(x, low, high, color=colour, alpha=0.08, linewidth=0)
-    axis.set_xscale("log", base=2)
-    axis.xaxis.set_major_formatter("{x:.0f}")
-    axis.set_xlabel("generated tokens per problem")
-    axis.set_ylabel("accuracy, % (bands: 95 %)")
-    axis.legend(fontsize=8, loc="lower right")

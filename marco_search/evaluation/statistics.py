@@ -1,7 +1,7 @@
-"""The statistics of the reports: intervals, paired comparisons, ranking quality, Test@N, chrF;
+"""The statistics of the reports: intervals, paired comparisons, ranking quality, Test@N;
 and two revisions of a model on the same questions, paired question by question.
 
-`marco eval` works without the extra "eval", so none of these needs SciPy.
+None of these needs SciPy, which `marco` does not install.
 """
 
 from __future__ import annotations
@@ -14,10 +14,6 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-from marco_search.errors import InvalidSettings
-from marco_search.kinds.answers.normalization import text_key
-from marco_search.kinds.open_ended import similarity, trigrams
 
 if TYPE_CHECKING:
     from marco_search.store.reads.lineage import Pair
@@ -179,32 +175,6 @@ def pass_at_k(n: int, right: int, k: int) -> float:
     if k > n:
         raise ValueError(f"Test@{k} needs at least {k} guesses, there are {n}")
     return 1.0 - math.comb(n - right, k) / math.comb(n, k)
-
-
-def chrf(outputs: Sequence[str], accepted: Sequence[Sequence[str]]) -> tuple[float, str]:
-    """Corpus chrF2, 0 to 100, against the accepted texts of each output; sacreBLEU's signature.
-
-    Raises InvalidSettings where sacrebleu (the "eval" extra) is missing.
-    """
-    try:
-        from sacrebleu.metrics.chrf import CHRF
-    except ImportError:
-        raise InvalidSettings("chrF needs sacrebleu: run `make install`") from None
-    longest = max(map(len, accepted), default=0)
-    # sacreBLEU wants as many references for each; a repeated one changes nothing.
-    streams = [[refs[min(i, len(refs) - 1)] for refs in accepted] for i in range(longest)]
-    metric = CHRF()
-    return metric.corpus_score(list(outputs), streams).score, str(metric.get_signature())
-
-
-def diversity(outputs: Sequence[str]) -> float:
-    """Mean distance of the outputs, pair by pair: 1 - Jaccard index of their trigrams.
-
-    0.0 for fewer than two. The index counts as 0 where sizes alone rule near-duplicates out.
-    """
-    grams = [trigrams(text_key(o)) for o in outputs]
-    pairs = [(a, b) for i, a in enumerate(grams) for b in grams[i + 1 :]]
-    return sum(1 - similarity(a, b) for a, b in pairs) / len(pairs) if pairs else 0.0
 
 
 def rounded(value: Any) -> Any:

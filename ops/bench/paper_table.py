@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property, partial
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from statistics import fmean
 from typing import Any, get_args
@@ -35,12 +35,10 @@ from marco_search import settings
 from marco_search.cli.evaluation_commands import progress_text
 from marco_search.evaluation.data_sets import Problem, from_row, load
 from marco_search.evaluation.grading import Grader, Point, Stops, chosen, difference, point
-from marco_search.evaluation.report import accuracy_over_tokens, plot, require_few_failed
+from marco_search.evaluation.report import require_few_failed
 from marco_search.evaluation.run import Progress, Recipe, run
 from marco_search.evaluation.statistics import (
     accuracy,
-    chrf,
-    diversity,
     paired,
     points,
     ratio,
@@ -50,10 +48,12 @@ from marco_search.evaluation.traces import Trace, read
 from marco_search.jobs import SearchOptions
 from marco_search.kinds import kind_of
 from marco_search.kinds.answers.normalization import text_key
+from marco_search.kinds.open_ended import similarity, trigrams
 from marco_search.runtime import open_runtime
 from marco_search.runtime.base import Runtime
 from marco_search.search.config import configure
 from marco_search.search.votes import Aggregation, Candidate, RankedAnswer, rank
+from ops.plots import accuracy_over_tokens
 from ops.pocket import samples
 from ops.pocket.problems import Language
 
@@ -336,9 +336,15 @@ def text_results(main_study: Study, count: int) -> dict[str, Any]:
 
 
 def _translation(problems: Sequence[Problem], traces: Sequence[Trace]) -> dict[str, Any]:
+    from sacrebleu.metrics.chrf import CHRF
+
     outputs = [t.answers.get(chosen(t) or "", "") for t in traces]
     accepted = [p.expected for p in problems]
-    score, signature = chrf(outputs, accepted)
+    longest = max(map(len, accepted), default=0)
+    # sacreBLEU wants as many references for each; a repeated one changes nothing.
+    streams = [[refs[min(i, len(refs) - 1)] for refs in accepted] for i in range(longest)]
+    metric = CHRF()
+    score = metric.corpus_score(outputs, streams).score
     pairs = zip(outputs, accepted, strict=True)
     exact = [text_key(output) in map(text_key, good) for output, good in pairs]
     found: dict[str, Any] = rounded(accuracy(exact))
@@ -346,9 +352,18 @@ def _translation(problems: Sequence[Problem], traces: Sequence[Trace]) -> dict[s
     return found | {
         "chrf": round(score, 2),
         "distinct": distinct,
-        "signature": signature,
+        "signature": str(metric.get_signature()),
         "exact": exact,
     }
+
+
+def _diversity(outputs: Sequence[str]) -> float:
+    """Mean distance of the outputs, pair by pair: 1 - Jaccard index of their trigrams.
+
+    The index counts as 0 where sizes alone rule near-duplicates out.
+    """
+    grams = [trigrams(text_key(output)) for output in outputs]
+    return fmean(1 - similarity(a, b) for a, b in combinations(grams, 2))
 
 
 def _open_ended(problems: Sequence[Problem], traces: Sequence[Trace]) -> dict[str, Any]:
@@ -356,7 +371,7 @@ def _open_ended(problems: Sequence[Problem], traces: Sequence[Trace]) -> dict[st
     texts = [[t.answers[a.key] for a in found] for found, t in zip(ranked, traces, strict=True)]
     prompts = [p.job.subject for p in problems]
     good = [sum(map(right[p], found)) for p, found in zip(prompts, texts, strict=True)]
-    spread = [diversity(outputs) for outputs in texts if len(outputs) > 1]
+    spread = [_diversity(outputs) for outputs in texts if len(outputs) > 1]
     best = zip(ranked[0][:5], texts[0][:5], strict=True)
     return {
         "distinct": fmean(map(len, ranked)),
@@ -484,7 +499,7 @@ def write_report(studies: Sequence[Study], docs: Path) -> list[Path]:
         return [page, data_file]
     panel = {f"all sets, n = {len(main_study.groups['pooled'])}": lines}
     stem = docs / "plots" / "accuracy-over-tokens"
-    return [page, data_file, *plot(accuracy_over_tokens, panel, stem)]
+    return [page, data_file, *accuracy_over_tokens(panel, stem)]
 
 
 def main(words: Sequence[str] | None = None, *, runtime: Runtime | None = None) -> None:

@@ -47,6 +47,7 @@ from ops.bench.harness import WORKER, scratch_services
 from ops.bench.paper_table import make
 from ops.finetune.config import STOPPED, Config
 from ops.finetune.run import TrainingStopped, finetune
+from ops.plots import accuracy_over_tokens
 from ops.pocket import samples
 from ops.pocket.problems import HELD_OUT_STARTS, Language, draw_problem
 from ops.pocket.problems import Problem as WordProblem
@@ -279,7 +280,7 @@ class Loop:
             }
             for language in LANGUAGES
         }
-        return report.plot(report.accuracy_over_tokens, panels, stem)
+        return accuracy_over_tokens(panels, stem)
 
 
 def answer(loaded: Settings, database: Database, most: int) -> None:
