@@ -28,6 +28,7 @@ _REPEATABLE = (
     StopReason.TOKENS,
     StopReason.DECIDED,
     StopReason.LEAD,
+    StopReason.NOTHING_NEW,
     StopReason.VERIFIED,
 )
 """Reasons to stop that follow from the tree; time and people are not replayed."""

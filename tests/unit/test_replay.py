@@ -105,6 +105,15 @@ def test_a_cancelled_search_is_compared_as_far_as_it_came() -> None:
     assert (again.rounds, again.same_bits) == (1, True)
 
 
+@pytest.mark.parametrize("reason", ["nothing_new", "decided", "tokens"])
+def test_another_reason_to_stop_than_the_tree_s_is_found(reason: str) -> None:
+    job = question()
+    finished = searched(ToyRuntime(), job)
+    finished.search.stop_reason = StopReason(reason)
+    found = replayed(finished, ToyRuntime(), job).first
+    assert found and (found.stored, found.again) == (reason, "rollouts")
+
+
 class Slipping(ToyRuntime):
     """Changes the log-prob, or the text, of the last token of one branch."""
 
