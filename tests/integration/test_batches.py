@@ -337,6 +337,14 @@ def test_jobs_that_fail_at_once_are_restarted_and_requeued_once(
     assert len(json.loads(marco("dead", "requeue", "--all", "--json"))["requeued"]) == 6
 
 
+def test_a_line_that_is_there_twice_is_restarted_once(producer: Producer) -> None:
+    batch = producer.submit_many([question(idempotency_key="k")] * 2)[0].batch_id
+    assert batch
+    producer.cancel_all(batch_id=batch)
+    assert producer.restart_batch(batch) == 1
+    assert producer.restart_batch(batch) == 0
+
+
 _FAILS_AT_ONCE = """
     CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
         IF (SELECT count(*) FROM audit_log) > 20 THEN RAISE 'again and again'; END IF;

@@ -264,10 +264,12 @@ def restart(
         " finished_at = CASE WHEN completed_at IS NOT NULL THEN finished_at END WHERE id = %s",
         [batch_id],
     )
-    which = f"""id = {OF_BATCH} AND batch_id = %(batch)s AND state = ANY (%(states)s)
-        AND batch_line > %(after)s AND batch_line <= %(last)s
+    which = """batch_id = %(batch)s AND batch_line > %(after)s AND batch_line <= %(last)s
         AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s) AND redacted_at IS NULL
-        ORDER BY batch_line"""
+        AND state = ANY (%(states)s) AND NOT EXISTS (
+            SELECT FROM jobs AS later WHERE later.batch_id = jobs.batch_id
+                AND later.batch_line = jobs.batch_line AND later.id > jobs.id
+        ) ORDER BY batch_line"""
     given: dict[str, Any] = {"batch": batch_id, "tenant": tenant, "states": list(AGAIN)}
     given |= {"after": after, "last": last}
     made = jobs.copy(conn, which, given, aging_s)
