@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 from uuid import UUID
 
-from psycopg import Copy
 from psycopg.rows import kwargs_row
-from psycopg.sql import SQL, Identifier
 from psycopg.types.json import Json, Jsonb
 
 from marco_search import schema as tables
@@ -23,6 +19,7 @@ from marco_search.store.trail import packing
 
 R = TypeVar("R", Node, Rollout)
 _SUMS = ("generated_tokens", "prompt_tokens", "cached_tokens")
+_NODE_NAMES = ", ".join(packing.NODE_COLUMNS)
 _NAMES = ", ".join(packing.ROLLOUT_COLUMNS)
 _TYPED = ", ".join(f"{name} {kind}" for name, kind in packing.ROLLOUT_COLUMNS.items())
 # Locks the job's row: until this transaction ends, nobody else can claim it.
@@ -69,10 +66,28 @@ def append(conn: Conn, lease: Lease, kept: Round, *, seconds: float) -> bool:
 
 
 def copy_nodes(conn: Conn, lease: Lease, nodes: Sequence[Node], *, staged: bool = False) -> None:
-    """The part of `append` that grows with the tree. `staged`: see `_copy`."""
-    with _copy(conn, "nodes", packing.NODE_COLUMNS, staged=staged) as copy:
+    """The part of `append` that grows with the tree.
+
+    `staged` goes by way of a temporary table: where row-level security applies to the user,
+    Postgres refuses COPY into the table itself.
+    """
+    into = "pg_temp.staged_nodes" if staged else "nodes"
+    if staged:
+        # A session that is another program's next keeps nothing of ours.
+        end = "DROP" if is_pooled(conn) else "DELETE ROWS"
+        conn.execute(
+            f"CREATE TEMP TABLE IF NOT EXISTS {into} ON COMMIT {end}"  # noqa: S608  # constants
+            f" AS SELECT {_NODE_NAMES} FROM nodes WITH NO DATA".encode()
+        )
+    query = f"COPY {into} ({_NODE_NAMES}) FROM STDIN (FORMAT binary)".encode()
+    with conn.cursor() as cursor, cursor.copy(query) as copy:
         for part in packing.copy_nodes(lease.job_id, lease.generation, nodes):
             copy.write(part)
+    if staged:
+        # The commit empties the stage: a second round in this transaction would find the first
+        # one there, and break the primary key.
+        move = f"INSERT INTO nodes ({_NODE_NAMES}) SELECT {_NODE_NAMES} FROM {into}"  # noqa: S608
+        conn.execute(move.encode())
 
 
 def _kept_already(conn: Conn, lease: Lease, number: int) -> bool:
@@ -87,38 +102,6 @@ def _kept_already(conn: Conn, lease: Lease, number: int) -> bool:
     if row[0] != number:
         raise SearchError(f"round {number} follows round {row[0]}: nothing of it was kept")
     return bool(row[1])
-
-
-@contextlib.contextmanager
-def _copy(conn: Conn, table: str, columns: Iterable[str], *, staged: bool) -> Iterator[Copy]:
-    """Append rows in binary form. `staged` goes by way of a temporary table: where row-level
-    security applies to the user, Postgres refuses COPY into the table itself.
-    """
-    into = ("pg_temp", f"staged_{table}") if staged else (table,)
-    names = SQL(", ").join(map(Identifier, columns))
-    parts = {"table": Identifier(table), "into": Identifier(*into), "names": names}
-    if staged:
-        # A session that is another program's next keeps nothing of ours.
-        end = SQL("DROP" if is_pooled(conn) else "DELETE ROWS")
-        make = (
-            "CREATE TEMP TABLE IF NOT EXISTS {into} ON COMMIT {end}"
-            " AS SELECT {names} FROM {table} WITH NO DATA"
-        )
-        conn.execute(SQL(make).format(end=end, **parts))
-    with conn.cursor() as cursor, cursor.copy(_copy_into(into, *columns)) as copy:
-        yield copy
-    if staged:
-        # The commit empties the stage: a second round in this transaction would find the first
-        # one there, and break the primary key.
-        move = "INSERT INTO {table} ({names}) SELECT {names} FROM {into}"
-        conn.execute(SQL(move).format(**parts))
-
-
-@cache
-def _copy_into(into: tuple[str, ...], *columns: str) -> bytes:
-    names = SQL(", ").join(map(Identifier, columns))
-    query = SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(Identifier(*into), names)
-    return query.as_bytes()
 
 
 def write_answers(conn: Conn, lease: Lease, answers: Sequence[Answer]) -> None:
@@ -137,24 +120,20 @@ def load(conn: Conn, job_id: UUID, *, schema: str = "public") -> tuple[list[Node
 
     From the tables; from the views of the same names with the schema of those.
     """
-    table = Identifier(schema, "nodes")
-    nodes = _read(conn, job_id, table, packing.NODE_COLUMNS, packing.node)
+    nodes = _read(conn, job_id, f"{schema}.nodes", packing.NODE_COLUMNS, packing.node)
     return nodes, rollouts(conn, job_id, schema=schema)
 
 
 def rollouts(conn: Conn, job_id: UUID, *, schema: str) -> list[Rollout]:
     """All rollouts of a job, in id order; see `load`."""
-    table = Identifier(schema, "rollouts")
-    return _read(conn, job_id, table, packing.ROLLOUT_COLUMNS, packing.rollout)
+    return _read(conn, job_id, f"{schema}.rollouts", packing.ROLLOUT_COLUMNS, packing.rollout)
 
 
 def _read(
-    conn: Conn, job_id: UUID, table: Identifier, columns: Iterable[str], make: Callable[..., R]
+    conn: Conn, job_id: UUID, table: str, columns: Iterable[str], make: Callable[..., R]
 ) -> list[R]:
-    fields = [Identifier(name) for name in columns if name not in ("job_id", "generation")]
-    query = SQL("SELECT {} FROM {} WHERE job_id = %s ORDER BY {}").format(
-        SQL(", ").join(fields), table, fields[0]
-    )
+    names = [name for name in columns if name not in ("job_id", "generation")]
+    query = f"SELECT {', '.join(names)} FROM {table} WHERE job_id = %s ORDER BY {names[0]}"  # noqa: S608
     # Binary: as text a real is cut to the shortest decimal, not the float it holds.
     with conn.cursor(binary=True, row_factory=kwargs_row(make)) as cursor:
-        return cursor.execute(query, [job_id]).fetchall()
+        return cursor.execute(query.encode(), [job_id]).fetchall()
