@@ -42,11 +42,6 @@ class Column:
         return self.kind.removesuffix("?")
 
     @property
-    def nullable(self) -> bool:
-        """Whether it may be null."""
-        return self.kind.endswith("?")
-
-    @property
     def redacted(self) -> bool:
         """Whether `marco redact` replaces it."""
         return self.content or self.quotes

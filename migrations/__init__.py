@@ -45,14 +45,7 @@ _VERSION_TABLE = """
     )
 """
 
-__all__ = ["current", "grant_roles", "head", "upgrade"]
-
-
-def head() -> str:
-    """The newest migration there is."""
-    revision = ScriptDirectory.from_config(_config()).get_current_head()
-    assert revision is not None, "there is at least one migration"
-    return revision
+__all__ = ["current", "grant_roles", "upgrade"]
 
 
 def current(url: str) -> str | None:

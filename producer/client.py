@@ -137,7 +137,7 @@ class Producer:
                 several.append(self._allowed(checked(job)))
             except InvalidJob as error:
                 raise InvalidJob(f"jobs[{i}].{error.field}", error.reason) from None
-        return self._submit(several, batch, batch=bool(several))
+        return self._submit(several, batch or store.new_job_id()) if several else []
 
     def submit_batch(
         self,
@@ -268,21 +268,18 @@ class Producer:
             )
         return job
 
-    def _submit(
-        self, jobs: Sequence[Job], batch_id: UUID | None, *, batch: bool = False
-    ) -> list[JobHandle]:
+    def _submit(self, jobs: Sequence[Job], batch_id: UUID | None) -> list[JobHandle]:
         with contextlib.suppress(BrokerUnavailable):
             self._broker()  # before anything is stored: a bad address is an error, not an outage
         with self._database.transaction() as conn:
-            lines: Sequence[int] = ()
-            if batch:
-                batch_id = batches.begin(conn, tenant=self._own(None), batch_id=batch_id).id
-                count = len(jobs)
-                first = batches.take(conn, batch_id, before=None, lines=count, complete=True) + 1
-                lines = range(first, first + count)
+            tenant, first, count = self._own(None), 1, len(jobs)
+            if batch_id is not None:
+                batches.begin(conn, tenant=tenant, batch_id=batch_id)
+                first += batches.take(conn, batch_id, before=None, lines=count, complete=True)
+            lines = range(first, first + count)
             stored = store.insert(
-                conn, jobs, tenant=self._own(None), batch_id=batch_id, lines=lines or None,
-                gate=self._gate, aging_s=self._settings.aging_s,
+                conn, jobs, tenant=tenant, batch_id=batch_id, lines=lines, gate=self._gate,
+                aging_s=self._settings.aging_s,
             )  # fmt: skip
             if batch_id is not None:
                 known = zip(lines, (job.custom_id for job in jobs), stored, strict=True)

@@ -25,6 +25,7 @@ from marco_search.settings import Settings
 from marco_search.store.db import Database, is_pooled
 from marco_search.store.queue.states import CHANNEL
 from marco_search.store.reads.queries import Unfinished
+from producer.handles import check_seconds
 
 log = logging.getLogger(__name__)
 
@@ -146,8 +147,8 @@ class Pending:
         poll_s: float = POLL_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if timeout_s is not None and not (isinstance(timeout_s, int | float) and timeout_s >= 0):
-            raise TypeError(f"timeout_s must be None or seconds, 0 or more, not {timeout_s!r}")
+        if timeout_s is not None:
+            check_seconds("timeout_s", timeout_s)
         self.ids = dict.fromkeys(job_ids)  # an ordered set
         self.to_read = list(self.ids)
         self._count = len(self.ids)

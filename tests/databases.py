@@ -85,7 +85,7 @@ def _column(column: schema.Column) -> sa.Column[object]:
         _TYPES[base] if base == column.type else sa.ARRAY(_TYPES[base]),
         *([sa.Identity(always=True)] if identity else []),
         primary_key=column.key,
-        nullable=column.nullable,
+        nullable=column.kind.endswith("?"),
         server_default=None if identity or column.default is None else sa.text(column.default),
         comment=column.comment,
         autoincrement="auto" if identity else False,
