@@ -37,7 +37,7 @@ from marco_search.profiles import Profile
 from marco_search.runtime import open_runtime
 from marco_search.runtime.base import Render, Runtime
 from marco_search.runtime.chat import compile_template
-from marco_search.scorers import ABORTED, Outcome, Output, Scorer, open_scorer
+from marco_search.scorers import Aborted, Outcome, Output, Scorer, open_scorer
 from marco_search.search.actions import Action
 from marco_search.search.branches import Branch, Expansion, Finish, Message, without_room
 from marco_search.search.budgets import StopReason
@@ -267,9 +267,12 @@ def run_search(
                 break
             _refuse_if_all_failed(branches, search.tree)
         if scorer is not None:
-            branches = _scored(scorer, job, plan, expansions, branches)
-            if any(str(b.error).endswith(ABORTED) for b in branches) and stopped():
-                break
+            try:
+                branches = _scored(scorer, job, plan, expansions, branches)
+            except Aborted:
+                if stopped():
+                    break
+                raise RuntimeUnavailable("the scores of a round were aborted") from None
         done = search.tell(branches)
         texts = {i: text for b in branches for i, text in b.texts.items()}
         expansions = next_round()

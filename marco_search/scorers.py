@@ -52,8 +52,6 @@ _LARGEST = 2**22  # bytes of an answer
 _PASSING = (408, 429, 500, 502, 503, 504)
 MOST_OUTPUT = 2**16
 """Bytes that a verifier may write."""
-ABORTED = "aborted"
-"""The reason why there is no score of a round that `abort` ended."""
 _POLL_S = 0.25  # whether a command is to be ended
 _WORDS = {"accept": 1.0, "reject": 0.0}
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR")
@@ -89,6 +87,10 @@ class NoScore(Exception):
         super().__init__(text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}...")
 
 
+class Aborted(BaseException):
+    """`abort` ended what was asked: there is no point in the rest of the round."""
+
+
 def score_all(score: Callable[[T], Scores], items: Sequence[T]) -> list[Outcome]:
     """The outcome of each item, several at once. `score` raises NoScore."""
 
@@ -122,13 +124,13 @@ def _asking(deadline: float) -> Iterator[Call]:
 
 
 def abort() -> None:
-    """End at once what this process asks for now: there is no score, for the reason ABORTED."""
+    """End at once what this process asks for now: its scorers raise Aborted."""
     for call in list(_calls):
         call.cancel()
 
 
-def _late(call: Call) -> NoScore:
-    return NoScore(ABORTED if call.cancelled else "no answer in time")
+def _late(call: Call) -> BaseException:
+    return Aborted() if call.cancelled else NoScore("no answer in time")
 
 
 class Server:
@@ -230,7 +232,7 @@ class RewardModel:
                 failure, passes = NoScore(f"it answered {status}"), status in _PASSING
             if not passes or again + 1 == _TRIES or not call.wait(_PAUSE_S * 2**again):
                 break
-        raise failure
+        raise Aborted if call.cancelled else failure
 
     def _read(self, data: bytes, count: int) -> Scores:
         try:

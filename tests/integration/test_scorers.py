@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event, Thread
@@ -237,12 +238,13 @@ def test_what_is_aborted_is_not_tried_again(
     monkeypatch.setattr(Server, "post", post)
     monkeypatch.setattr(scorers, "_PAUSE_S", 60.0)
     env(reward_url="http://127.0.0.1:1", reward_timeout_s="120")
-    thread = Thread(target=RewardModel(settings.load(), whole=True), args=([OUTPUT],), daemon=True)
-    thread.start()
-    wait_until(lambda: len(tries) == 1, "it was asked")
-    scorers.abort()
-    thread.join(20)
-    assert not thread.is_alive() and len(tries) == 1
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(RewardModel(settings.load(), whole=True), [OUTPUT])
+        wait_until(lambda: len(tries) == 1, "it was asked")
+        scorers.abort()
+        with pytest.raises(scorers.Aborted):
+            asked.result(20)
+    assert len(tries) == 1
 
 
 def test_without_any_reward_the_answers_are_counted(
