@@ -7,9 +7,8 @@ is away: neither fails a job, nor reaches the trail, where verification would fi
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from marco_search.errors import BranchFailed, MarcoError, RuntimeUnavailable
 from marco_search.runtime import reply
@@ -20,7 +19,6 @@ from marco_search.search.branches import (
     BranchRequest,
     Expansion,
     Finish,
-    Message,
     Segment,
     Token,
 )
@@ -33,15 +31,12 @@ class CheckedRuntime:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
+        self.render, self.abort, self.close = runtime.render, runtime.abort, runtime.close
 
     @property
     def info(self) -> RuntimeInfo:
         """The model and engine behind it."""
         return self._runtime.info
-
-    def render(self, messages: Sequence[Message], options: Mapping[str, Any] | None = None) -> str:
-        """The chat prompt."""
-        return self._runtime.render(messages, options)
 
     def branch(self, expansions: Sequence[Expansion]) -> list[Branch]:
         """One branch a request, in order; one that is missing or unsound has failed."""
@@ -54,14 +49,6 @@ class CheckedRuntime:
             raise RuntimeUnavailable(f"{type(error).__name__}: {error}") from error
         requests = [request for expansion in expansions for request in expansion.branches]
         return [sound(found.get(request.branch_id), request) for request in requests]
-
-    def abort(self) -> None:
-        """What is in flight fails."""
-        self._runtime.abort()
-
-    def close(self) -> None:
-        """Close it."""
-        self._runtime.close()
 
 
 def sound(branch: Branch | None, request: BranchRequest) -> Branch:
