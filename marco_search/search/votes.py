@@ -132,14 +132,14 @@ def decided(ranked: Sequence[RankedAnswer], remaining: int) -> bool:
     All of them might go to the runner-up, or to an answer not seen yet. `ranked` comes from
     `rank`. With "best" a single better rollout may win, so only `remaining` = 0 decides.
     """
-    return bool(ranked) and (remaining <= 0 or lead(ranked) > remaining + _ROUNDING)
-
-
-def lead(ranked: Sequence[RankedAnswer]) -> float:
-    """How far the leader's weight is ahead of the runner-up's; 0.0 without answers."""
     if not ranked:
-        return 0.0
-    return ranked[0].weight - (ranked[1].weight if len(ranked) > 1 else 0.0)
+        return False
+    return remaining <= 0 or ranked[0].weight - _second(ranked) > remaining + _ROUNDING
+
+
+def _second(ranked: Sequence[RankedAnswer]) -> float:
+    """The weight of the runner-up; 0.0 if there is none."""
+    return ranked[1].weight if len(ranked) > 1 else 0.0
 
 
 def posterior(ranked: Sequence[RankedAnswer]) -> float:
@@ -151,7 +151,7 @@ def posterior(ranked: Sequence[RankedAnswer]) -> float:
     """
     if not ranked:
         return 0.0
-    return _above_half(1.0 + ranked[0].weight, 1.0 + (ranked[1].weight if ranked[1:] else 0.0))
+    return _above_half(1.0 + ranked[0].weight, 1.0 + _second(ranked))
 
 
 def _above_half(a: float, b: float) -> float:
