@@ -58,7 +58,7 @@ class BranchParams:
     seed: int  #: 0 <= seed < 2**31
     rid: str  #: request id, unique per call
     deadline: float  #: on time.monotonic(), for the call with all its retries
-    parts: tuple[Part, ...] = ()  #: the executor's text in parts, where they are known
+    parts: tuple[Part, ...]  #: the executor's text in parts (see `Expansion`)
 
 
 def params_of(executor: Any) -> BranchParams:
@@ -229,8 +229,7 @@ class _Child:
         self._continue_from(phrase)
 
     def _continue_from(self, part: Part) -> None:
-        if self._parts and part:
-            self._parts = (*self._parts, part)
+        self._parts += (part,) if part else ()
 
     def _generate(self, seed: int, tokens: int, stops: list[str]) -> None:
         name = f"call{len(self._calls)}"

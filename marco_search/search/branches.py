@@ -109,8 +109,8 @@ Part = str | tuple[int, ...]
 class Expansion:
     """Fork `prefix` (prompt and the path's text) into `branches`.
 
-    `parts` is the same in parts. A text has several tokenisations: with the ids a runtime can go
-    on from the tokens whose log-probabilities are kept. Empty: only the text is known.
+    `parts` is the same in parts, the prompt first. A text has several tokenisations: with the ids
+    a runtime can go on from the tokens whose log-probabilities are kept.
     """
 
     node_id: int
@@ -118,6 +118,9 @@ class Expansion:
     branches: tuple[BranchRequest, ...]
     parts: tuple[Part, ...] = ()
     turn: TurnFormat = MARCO_O1  #: the stop texts and the reflection phrase
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", self.parts or (self.prefix,))
 
 
 @dataclass(frozen=True, slots=True)

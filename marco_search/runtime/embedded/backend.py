@@ -183,10 +183,10 @@ class EmbeddedBackend(BaseBackend):  # type: ignore[misc]  # sglang has no types
 
     def _prefix_ids(self, s: Any) -> TokenIds:
         """The executor's text in tokens: the ones that the trail holds, where they are known."""
-        parts, encode = params_of(s).parts or (s.text_,), self.model.tokenizer.encode
+        encode = self.model.tokenizer.encode
         ids = [
             encode(part, bool(at)) if isinstance(part, str) else np.array(part, np.int32)
-            for at, part in enumerate(parts)
+            for at, part in enumerate(params_of(s).parts)
         ]
         return np.concatenate(ids)
 

@@ -24,7 +24,6 @@ from marco_search.runtime.servers.calls import Failure, cut_short
 from marco_search.runtime.servers.server import Server
 from marco_search.search.branches import Part
 
-_END_OF_PROMPT = "<|im_start|>assistant\n"
 _REMEMBERED = 256  # texts of a few kilobytes each
 _LOGPROB_FIELDS = ("return_logprob", "top_logprobs_num", "return_text_in_logprobs")
 _TRIES = 4  # not counting answers of "too many": those are waited out
@@ -193,15 +192,8 @@ def _agree(servers: Sequence[Server]) -> RuntimeInfo:
 
 
 def _prompt_of(s: Any) -> str:
-    """The part of a prefix that all prefixes of one search share: its prompt.
-
-    Of a text whose parts are not known: up to the last end of a prompt in ChatML.
-    """
-    parts, text = params_of(s).parts, str(s.text_)
-    if parts:
-        return str(parts[0])
-    end = text.rfind(_END_OF_PROMPT)
-    return text[: end + len(_END_OF_PROMPT)] if end >= 0 else text[:256]
+    """The part of a prefix that all prefixes of one search share: its prompt."""
+    return str(params_of(s).parts[0])
 
 
 def retry_delay_s(failed: int, asked_s: float | None, random: Random = _random) -> float:

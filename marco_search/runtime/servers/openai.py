@@ -224,7 +224,7 @@ class OpenAIServer(Server):
     ) -> dict[str, Any]:
         asked, began = body["sampling_params"], time.monotonic()
         # A job may go on here that was begun where ids are made from texts.
-        usable = parts and self._tokenizes and not any(map(_made_up, parts))
+        usable = self._tokenizes and not any(map(_made_up, parts))
         prompt = self._token_ids(parts, call) if usable else body["text"]
         stops, most = asked["stop"] or [], asked["max_new_tokens"]
         if isinstance(prompt, list):

@@ -76,7 +76,7 @@ class Server:
     ) -> dict[str, Any]:
         """The answer to SGLang's /generate `body`, as that has it.
 
-        `parts` is the text to continue in parts, where they are known (see `Expansion`).
+        `parts` is the text to continue in parts (see `Expansion`).
         """
         raise NotImplementedError
 

@@ -46,7 +46,7 @@ class SGLangServer(Server):
     def _complete(
         self, body: Mapping[str, Any], parts: Sequence[Part], call: Call
     ) -> dict[str, Any]:
-        if parts and self._tokenizes:
+        if self._tokenizes:
             body = {name: value for name, value in body.items() if name != "text"}
             body["input_ids"] = self._token_ids(parts, call)
         return self._post("/generate", body, body["sampling_params"]["max_new_tokens"], call)

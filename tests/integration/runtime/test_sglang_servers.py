@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -35,9 +36,8 @@ def test_a_search_keeps_to_one_server_and_searches_spread_over_all() -> None:
     with serving() as one, serving() as two, runtime(one, two) as opened:
         for i in range(24):
             prompt = f"question {i}{ASSISTANT}"
-            opened.branch(
-                [expansion(2, prefix=prompt), expansion(2, prefix=prompt + "so", first=2)]
-            )
+            further = expansion(2, prefix=prompt + "so", first=2)
+            opened.branch([expansion(2, prefix=prompt), replace(further, parts=(prompt, "so"))])
         by_prompt = [
             {a["text"].split("<")[0] for a in server.asked if a["text"]} for server in (one, two)
         ]

@@ -45,7 +45,7 @@ def backend(model: LoadedModel) -> Iterator[EmbeddedBackend]:
 def complete(s: Any, prompt: str, seed: int, options: dict[str, Any]) -> None:
     s += prompt
     deadline = time.monotonic() + 120
-    s.set_var(PARAMS, BranchParams(seed=seed, rid=f"r{seed}", deadline=deadline))
+    s.set_var(PARAMS, BranchParams(seed=seed, rid="r", deadline=deadline, parts=(prompt,)))
     s += sgl.gen("out", **options)
 
 
