@@ -1,4 +1,4 @@
-"""Jobs and their results: what every kind of job (marco_search.kinds) has in common.
+"""Jobs and their results: what all kinds of jobs (marco_search.kinds) have in common.
 
 All are frozen values that serialise to JSON; wrong input raises InvalidJob. `Job.expected` is
 for reporting only: no prompt and no search ever reads it.
@@ -41,12 +41,12 @@ from marco_search.search.rewards import known_rewards
 from marco_search.search.tree import Shortfalls
 
 MAX_TEXT_CHARS = 65_536
-"""Longest question, text or prompt, in characters. The model's context is usually shorter:
-that limit is known only to the runtime and is reported as PromptTooLong."""
+"""Longest question, text or prompt, in characters. The model's context is usually shorter,
+but only the runtime knows that limit, and reports it as PromptTooLong."""
 MAX_TENANT_CHARS = 64
 MAX_METADATA_ENTRIES = 32
 SYSTEM_PROMPT_PRESETS = ("marco-o1",)
-"""Names that `system_prompt` accepts in place of a text (marco_search.kinds.base)."""
+"""Names that `system_prompt` accepts instead of a text (marco_search.kinds.base)."""
 
 MetadataValue = str | int | float | bool
 Text = Annotated[str, at_most(MAX_TEXT_CHARS)]
@@ -62,7 +62,7 @@ ProfileName = Annotated[
 class SearchOptions(Input):
     """Strategy, budgets and sampling of one job. Tokens are generated tokens.
 
-    None means: as the strategy has it. The expert fields override the strategy.
+    None means the strategy's own value. The expert fields override the strategy.
     """
 
     strategy: Annotated[str, one_of(lambda: STRATEGIES)] = Field(
@@ -152,13 +152,13 @@ class SearchOptions(Input):
     @classmethod
     def _known_fields(cls, value: dict[str, Any]) -> dict[str, Any]:
         if value:
-            from marco_search import profiles  # which takes its words of refusal from here
+            from marco_search import profiles  # which imports its messages from here
 
             if len(as_json(value, allow_nan=True)) > MAX_TEXT_CHARS:
                 raise ValueError(f"more than {MAX_TEXT_CHARS:,} characters")
             for name in ("chat_template", "fallback_template"):
                 if "{" in str(value.get(name)):
-                    # A program that would run, however long it takes, on every worker.
+                    # A template is a program that would run on every worker, however long it takes.
                     raise within(
                         name,
                         "a job can't carry a template; put the profile into "
@@ -175,7 +175,7 @@ class SearchOptions(Input):
 
 
 def fill_options(options: Mapping[str, Any], own: SearchOptions) -> SearchOptions:
-    """A job's own options, and `options` where it leaves them open. Raises InvalidJob."""
+    """A job's own options, and `options` where it sets none. Raises InvalidJob."""
     given = own.model_dump(exclude_unset=True)
     overrides = {k: v for k, v in options.get("overrides", {}).items() if k not in given}
     overrides |= given.get("overrides", {})
@@ -206,7 +206,7 @@ class SearchOptionsDict(TypedDict, total=False):
 
 
 def _moment(value: object) -> object:
-    """A point in time from text of ISO 8601. Without a zone nobody could say when it is."""
+    """A point in time from ISO 8601 text, which must have a time zone to be unambiguous."""
     if value is None:
         return None
     try:
@@ -221,43 +221,43 @@ def _moment(value: object) -> object:
         universal = moment.astimezone(UTC)
     except OverflowError:
         raise ValueError(f"{shown(value)} is not in the years 1 to 9999, UTC") from None
-    # What Postgres can't take; anything else stays as given, as it is part of the job's hash.
+    # Outside of Postgres' range; all else stays as given, since it is part of the job's hash.
     return universal if abs(offset) >= timedelta(hours=16) else moment
 
 
 class Job(Input):
-    """What all jobs share. A kind adds its own fields and says which one is its subject."""
+    """Fields of all jobs. A kind adds its own fields and says which one is its subject."""
 
     subject_field: ClassVar[str]
-    """The field with the caller's own text."""
+    """Name of the field with the caller's own text."""
 
     kind: str
     options: SearchOptions = Field(default=SearchOptions(), description="How it is searched")
     tenant: Annotated[str, at_most(MAX_TENANT_CHARS)] | None = Field(
-        default=None, description="Who it belongs to; None: the producer's tenant"
+        default=None, description="Tenant it belongs to; None: the producer's"
     )
     idempotency_key: Annotated[str, at_most(200)] | None = Field(
         default=None,
-        description="Your name for the request, unique per tenant: submitted twice, it is one",
+        description="Your name for the request, unique per tenant: submitted twice, it creates one job",
     )
     custom_id: Annotated[str, at_most(256)] | None = Field(
         default=None, description="Your name for it, repeated in its result; need not be unique"
     )
     endpoint: Literal["/v1/chat/completions"] | None = Field(
         default=None,
-        description="Of a request in OpenAI's shape: a batch's results have the same shape",
+        description="Set for requests in OpenAI's format, which results then have, too",
     )
     priority: Literal["low", "normal", "high"] = Field(
         default="normal", description="Order among the tenant's own jobs: low, normal or high"
     )
     deadline: Annotated[datetime, BeforeValidator(_moment)] | None = Field(
-        default=None, description="Not searched any more after this time; give it or expires_in_s"
+        default=None, description="Deadline, after which no round starts; give it or expires_in_s"
     )
     expires_in_s: float | None = Field(
         default=None,
         gt=0,
         le=366 * 86_400,
-        description="The same, in seconds from being submitted",
+        description="The same, in seconds after submission",
     )
     metadata: dict[str, MetadataValue] = Field(
         default_factory=dict,
@@ -265,10 +265,10 @@ class Job(Input):
     )
     system_prompt: Annotated[str, at_most(16_384)] | None = Field(
         default=None,
-        description="A text, or the name of a preset (marco-o1); None: as the kind has it",
+        description="A text, or the name of a preset (marco-o1); None: the profile's",
     )
     expected: Annotated[str, at_most(4_096)] | None = Field(
-        default=None, description="The right answer, to compare with; no search ever sees it"
+        default=None, description="The right answer, for comparison only; no search ever sees it"
     )
 
     @property
@@ -307,7 +307,7 @@ class Job(Input):
     @field_validator("system_prompt")
     @classmethod
     def _known_preset(cls, value: str | None) -> str | None:
-        # One word close to a preset's name is a slip, not a prompt.
+        # A single word close to a preset's name is a typo, not a prompt.
         if value is not None and value not in SYSTEM_PROMPT_PRESETS and " " not in value:
             meant = nearest(value, SYSTEM_PROMPT_PRESETS)
             if meant is not None:
@@ -327,20 +327,20 @@ def _metadata_flaw(name: object, value: object) -> str | None:
         return f"must be text, a number, true or false, not {shown(value)}"
     if isinstance(value, float) and not isfinite(value):
         return "must be a finite number"
-    # Postgres keeps a float as a whole number, too.
+    # Postgres may store a float as a whole number.
     return None if -(2**63) <= value < 2**63 else "a number beyond 64 bits; give it as text"
 
 
 _LEFT_OUT = {"source": "zh", "target": "en", "style": "colloquial"}
-"""Fields of kinds that a hash leaves out at these values, as marco_search.audit.formats says."""
+"""Fields of kinds that a hash omits at these values (see marco_search.audit.formats)."""
 
 
 def payload_hash(job: Job) -> str:
     """SHA-256 (hex) of the job's canonical JSON.
 
-    Tenant, idempotency key and custom_id are left out: they name the payload. Fields at their
-    default are left out too, so that a field added later does not change the hash of old ones; of
-    a kind's own fields only those whose defaults every verification knows.
+    Tenant, idempotency key and custom_id are left out, since they only name the payload. Fields at
+    their default are left out as well, so that a field added later does not change the hash of old
+    jobs; of a kind's own fields only those whose defaults every verification knows.
     """
     own = type(job).model_fields.keys() - Job.model_fields.keys()
     apart = {"tenant", "idempotency_key", "custom_id", *own}
@@ -348,7 +348,7 @@ def payload_hash(job: Job) -> str:
     fields = job.model_dump(mode="json", include=own).items()
     payload |= {n: v for n, v in fields if n not in _LEFT_OUT or v != _LEFT_OUT[n]}
     payload["kind"] = job.kind
-    # An `options` that was spelt out with defaults is the same as none.
+    # Explicit `options` with only defaults are the same as none.
     if not payload.get("options"):
         payload.pop("options", None)
     canonical = json.dumps(payload, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -373,40 +373,40 @@ class Answer(Described):
     model_config = ConfigDict(frozen=True)
 
     rank: int = Field(ge=1, description="1 is the best")
-    text: str = Field(description="As a reader should see it")
-    normalised: str = Field(description="The form that votes are counted on")
+    text: str = Field(description="The answer for display")
+    normalised: str = Field(description="The normalised form that votes are counted by")
     confidence: float = Field(
         ge=0, le=1, description="Mean of what its rollouts' votes weigh, 0 to 1"
     )
     votes: int = Field(ge=1, description="Rollouts that reached it")
-    share: float = Field(ge=0, le=1, description="Its part of the vote's total weight, 0 to 1")
-    output: str = Field(description="The Output part alone, of its most confident rollout")
-    thought: str | None = Field(
-        None, description="The Thought of the same rollout, where it was asked for"
-    )
+    share: float = Field(ge=0, le=1, description="Its share of the total weight of votes, 0 to 1")
+    output: str = Field(description="The Output part of its most confident rollout")
+    thought: str | None = Field(None, description="The Thought of the same rollout, if requested")
     rollout_ids: tuple[int, ...] = Field(
         (), exclude=True, description="The rollouts that reached it"
     )
 
 
 class JobResult(Described):
-    """Outcome of one job. Tokens are counts over the whole search; seconds are of searching."""
+    """Outcome of one job. Tokens are totals of the whole search, seconds the time of searching."""
 
     model_config = ConfigDict(frozen=True)
 
     job_id: str | None = Field(None, description="None for a search that was never stored")
-    tenant: str | None = Field(None, description="Who it belongs to")
+    tenant: str | None = Field(None, description="Tenant it belongs to")
     batch_id: str | None = Field(None, description="The batch it was submitted in")
     batch_line: int | None = Field(None, description="Its line there, from 1")
     custom_id: str | None = Field(None, description="The caller's name for the line")
     idempotency_key: str | None = Field(None, description="The caller's name for the request")
-    metadata: dict[str, Any] | None = Field(None, description="What the caller attached to it")
-    endpoint: str | None = Field(None, exclude=True, description="Of a request in OpenAI's shape")
+    metadata: dict[str, Any] | None = Field(None, description="The caller's metadata")
+    endpoint: str | None = Field(
+        None, exclude=True, description="Set for a request in OpenAI's format"
+    )
     subject: str | None = Field(None, exclude=True, description="The question, text or prompt")
     kind: str = Field(description="Which kind of job it was")
     state: JobState = Field(description="succeeded, failed, cancelled, expired or dead")
     answers: tuple[Answer, ...] = Field((), description="The best first")
-    strategy: str = Field(description="How it was searched: of auto, what that was; else as asked")
+    strategy: str = Field(description="Strategy of the search; for auto, the one that was used")
     stop_reason: str | None = Field(None, description="Why the search ended")
     vote: str | None = Field(
         None,
@@ -414,11 +414,13 @@ class JobResult(Described):
         "confidences to the power of sharpness, best takes the most confident. None: never begun",
     )
     sharpness: float | None = Field(None, description="The power of a weighted vote")
-    reward: str | None = Field(None, description="What a vote weighs: confidence, ...")
+    reward: str | None = Field(
+        None, description="Reward by which votes are weighted: confidence, ..."
+    )
     verifier: str | None = Field(None, description="Name of the verifier, for that reward")
     confidence_quantile: float | None = Field(
         None,
-        description="Part of the model's latest jobs whose confidence is lower, 0 to 1; None: "
+        description="Share of the model's latest jobs with a lower confidence, 0 to 1; None: "
         "not stored",
     )
     rollouts: int = Field(0, ge=0, description="Rollouts made")
@@ -427,7 +429,7 @@ class JobResult(Described):
         description="Rollouts that failed, were cut off, never ended their thought, hold no "
         "answer, have no score, or were rejected",
     )
-    max_new_tokens: int | None = Field(None, description="Most tokens that a branch could have")
+    max_new_tokens: int | None = Field(None, description="Maximum number of tokens of a branch")
     profile: str | None = Field(None, description="Name and hash of the model's profile")
     nodes: int = Field(0, ge=0, description="Nodes below the root")
     generated_tokens: int = Field(0, ge=0, description="Tokens generated")
@@ -439,7 +441,7 @@ class JobResult(Described):
     error_type: str | None = Field(None, description="Class name from marco_search.errors")
     error: str | None = Field(None, description="Its message")
     redacted_at: datetime | None = Field(
-        None, description="When its texts were replaced; what stands there is no answer"
+        None, description="When its texts were redacted; the texts shown are replacements"
     )
     archived: str | None = Field(
         None, description="The month whose archive has its answers, shortfalls and tree"
@@ -458,12 +460,12 @@ class JobResult(Described):
 
     @property
     def shortfall(self) -> str | None:
-        """What became of the rollouts that did not end well, and what to do; None: all did."""
+        """Why rollouts did not complete, and what to do about it; None if all completed."""
         return explained(self.shortfalls, self.rollouts, self.max_new_tokens)
 
 
 def explained(found: Shortfalls, rollouts: int, max_new_tokens: int | None) -> str | None:
-    """`found` of so many rollouts in words, with what helps; None if all ended well."""
+    """`found` in words, with what may help; None if all rollouts completed."""
     was = "was" if found.cut_off == 1 else "were"
     said = [
         (found.cut_off, f"{was} cut off at {found.cut_off_at} tokens"),

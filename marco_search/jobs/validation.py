@@ -1,4 +1,4 @@
-"""Checks on what a caller hands in, and the words in which it is refused.
+"""Validation of input, and the messages for invalid input.
 
 Text that passes can be stored by Postgres (no NUL, no lone surrogate) and is not blank.
 """
@@ -26,9 +26,9 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from marco_search.errors import InvalidJob
 
 WHOLE = "job"
-"""The field named where the value as a whole is wrong."""
+"""The field name for errors about the value as a whole."""
 _LONGEST_NAME = 60  # of a field or a value that a message repeats
-_DEEPEST = 100  # levels of JSON: Python reads some hundred, fewer the more functions are at work
+_DEEPEST = 100  # levels of JSON: Python parses some hundred, fewer in a deep call stack
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _SURROGATE = (
     "not valid Unicode: a lone surrogate{}; decode the source as UTF-8 before submitting it"
@@ -58,7 +58,7 @@ _EXPECTED = {
 
 
 class Described(BaseModel):
-    """A model whose docstring, so `help()` too, ends with what its fields mean."""
+    """A model whose docstring, and so `help()`, ends with the descriptions of its fields."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **named: Any) -> None:
@@ -68,7 +68,7 @@ class Described(BaseModel):
 
 
 class Input(Described):
-    """Base of what callers hand in: frozen, strict, and wrong input raises InvalidJob."""
+    """Base of input models: frozen and strict; invalid input raises InvalidJob."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -100,13 +100,13 @@ _WITHIN = "within"
 
 
 def within(name: str, reason: str) -> PydanticCustomError:
-    """What a validator of a field raises: what is wrong lies within it, under this name."""
+    """The error of a field's validator about a part of the field, which has this name."""
     # Braces would be read as a template.
     return PydanticCustomError(_WITHIN, "{reason}", {"within": name, "reason": reason})
 
 
 def explain(error: ErrorDetails, fields: Sequence[str] = ()) -> str:
-    """What is wrong with a value, in our words. `fields`: the known ones of its model."""
+    """The message for an invalid value. `fields`: the known ones of its model."""
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     if kind in _BOUNDS:
         words, name = _BOUNDS[kind]
@@ -137,7 +137,7 @@ def _unknown(value: object, names: Sequence[str]) -> str:
 
 
 def one_of(names: Callable[[], Iterable[str]]) -> AfterValidator:
-    """A check that a text is one of a registry's names."""
+    """A validator that a text is one of a registry's names."""
 
     def check(value: str) -> str:
         if value not in names():
@@ -159,9 +159,9 @@ def spelt(pattern: str, words: str) -> AfterValidator:
 
 
 def at_most(limit: int, *, empty: bool = False) -> AfterValidator:
-    """A check that a text can be used and has no more than `limit` characters.
+    """A validator that a text can be used and has at most `limit` characters.
 
-    `empty`: or that there is none.
+    `empty`: an empty text is allowed, too.
     """
 
     def check(text: str) -> str:
@@ -233,12 +233,12 @@ def as_json(value: object, *, allow_nan: bool = False) -> str:
 
 
 def _is_deeper(value: object, levels: int) -> bool:
-    """Whether it has lists and objects within each other for more than so many levels."""
+    """Whether its lists and objects are nested deeper than this many levels."""
     within = [value]
     for _ in range(levels + 1):
         outer = [one for one in within if isinstance(one, dict | list | tuple)]
         inner = chain(*(one.values() if isinstance(one, dict) else one for one in outer))
-        within = list({id(one): one for one in inner}.values())  # one of a circle once
+        within = list({id(one): one for one in inner}.values())  # circular references only once
     return any(isinstance(one, dict | list | tuple) for one in outer)
 
 
@@ -258,7 +258,7 @@ def decode_utf8(data: bytes, field: str) -> str:
 
 
 def nearest(word: object, known: Iterable[str]) -> str | None:
-    """The entry of `known` that `word` was most likely meant to be, if any is close."""
+    """The closest entry of `known` to `word`, if any is close."""
     # difflib takes seconds for a megabyte.
     if not isinstance(word, str) or len(word) > _LONGEST_NAME:
         return None
@@ -273,7 +273,7 @@ def hint(word: object, known: Iterable[str]) -> str:
 
 
 def shown(value: object) -> str:
-    """`value` for a message: its repr, cut short."""
+    """`value` for a message: its repr, shortened."""
     if isinstance(value, str | bytes):
         value = value[: _LONGEST_NAME + 1]
     try:
@@ -284,7 +284,7 @@ def shown(value: object) -> str:
 
 
 def shortened(name: str) -> str:
-    """`name` for a message: escaped if it can't be printed, cut short if it is too long."""
+    """`name` for a message: escaped if not printable, shortened if too long."""
     name = name[: _LONGEST_NAME + 1]
     if not name.isprintable():
         name = ascii(name)[1:-1]
@@ -301,11 +301,11 @@ _FORMATS: dict[bytes, tuple[str, str | None]] = {
     b"\xff\xfe": ("UTF-16", "iconv -f UTF-16 -t UTF-8"),
     b"\xfe\xff": ("UTF-16", "iconv -f UTF-16 -t UTF-8"),
 }
-"""What files that are not text in UTF-8 begin with."""
+"""First bytes of files that are not UTF-8 text."""
 
 
 def not_text(begin: bytes) -> tuple[str, str | None] | None:
-    """What a file that begins like this is, if not text in UTF-8, and what converts it."""
+    """The format of a file with this beginning, if not UTF-8 text, and how to convert it."""
     for mark, found in _FORMATS.items():
         if begin.startswith(mark):
             return found
@@ -318,7 +318,7 @@ def not_text(begin: bytes) -> tuple[str, str | None] | None:
 
 
 def another_format(begin: bytes) -> tuple[str, str | None] | None:
-    """What a file that begins like this is, if not JSON Lines, and what converts it."""
+    """The format of a file with this beginning, if not JSON Lines, and how to convert it."""
     if found := not_text(begin):
         return found
     text = begin.removeprefix(b"\xef\xbb\xbf").lstrip()[:2].rstrip()

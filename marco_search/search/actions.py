@@ -19,25 +19,25 @@ from math import exp
 from marco_search.search.branches import Token, TurnFormat, text_ends, tokens_before
 
 Cuts = Callable[[Sequence[Token], int], Iterator[int]]
-"""(tokens of a thought, size) -> indices of the tokens that begin the next node.
+"""(tokens of a thought, size) -> indices of the tokens that begin the next nodes.
 
-`cut` moves one that lies inside a character to its beginning."""
+`cut` moves an index inside a character to the character's first token."""
 LEAST_SHARE = 0.02
-"""Of a candidate that is forked at, among the best candidates. .005 and .1 were no better."""
+"""Minimum share of a candidate among the best, to fork at it. .005 and .1 were no better."""
 
 
 class Action:
-    """Names of actions, as nodes and the audit trail have them."""
+    """Names of actions, as in nodes and the audit trail."""
 
     ROOT = "root"
-    #: The reflection phrase, put in by the search.
+    #: The reflection phrase, inserted by the search.
     REFLECTION = "reflection"
     #: From the end of the thought to the end of the output.
     ANSWER = "answer"
     STEP = "step"
     SENTENCE = "sentence"
     MINI_STEP = "mini_step"
-    #: From one token of which the model was unsure to the next.
+    #: From one token that the model was unsure of to the next.
     SPAN = "span"
     WHOLE = "whole"
 
@@ -68,7 +68,7 @@ _LABEL = re.compile(r"\s*(?:\d{1,2}[.)]|[-*•])\s*")  # of a list: its text fol
 
 
 def _sentences(tokens: Sequence[Token], _: float) -> Iterator[int]:
-    """Before each sentence's or line's first token; the number of a list item is none."""
+    """Before each sentence's or line's first token; a list item's number is no sentence."""
     text, ends, begin = "".join(t.text for t in tokens), text_ends(tokens), 0
     for end in (m.end() for m in _SENTENCE.finditer(text)):
         if not _LABEL.fullmatch(text, begin, end):
@@ -77,7 +77,7 @@ def _sentences(tokens: Sequence[Token], _: float) -> Iterator[int]:
 
 
 def _runs(tokens: Sequence[Token], size: int) -> Iterator[int]:
-    """After every `size` tokens, or later where that is inside a character."""
+    """After every `size` tokens, or later if that is inside a character."""
     start = 0
     for i in range(1, len(tokens)):
         # A token without text is inside a character.
@@ -87,14 +87,14 @@ def _runs(tokens: Sequence[Token], size: int) -> Iterator[int]:
 
 
 def _spans(tokens: Sequence[Token], _size: int) -> Iterator[int]:
-    """Before each token in whose place another could be forked at."""
+    """Before each token that has an alternative to fork at."""
     for i, token in enumerate(tokens):
         if i and tokens[i - 1].text and any(c >= LEAST_SHARE for _, c in passed_over(token)):
             yield i
 
 
 def passed_over(token: Token) -> list[tuple[int, float]]:
-    """The candidates in place of this token, best first: id, and share of the best candidates."""
+    """The alternatives to this token, best first: id, and share of the best candidates."""
     total = sum(exp(p) for _, p in token.top)
     return [(i, exp(p) / total) for i, p in token.top if i != token.id] if total > 0.0 else []
 
@@ -124,11 +124,11 @@ def cut(
     ended: bool = False,
     closing: bool = False,
 ) -> list[tuple[str, tuple[Token, ...]]]:
-    """The (action, tokens) that `tokens` make up, in order; joined they are `tokens` again.
+    """`tokens` divided into (action, tokens), in order.
 
     `thought_open` says whether the text `before` them is still inside the thought (the end of
     which may begin there), `ended` whether the turn ends with them, `closing` whether their end
-    gave way to a reflection.
+    was replaced by a reflection.
     """
     end = _end_of_thought(tokens, turn, before, ended, closing) if thought_open else 0
     thought = tokens[:end]
@@ -140,7 +140,7 @@ def cut(
 
 
 def _starts(tokens: Sequence[Token], cuts: Iterable[int]) -> list[int]:
-    """Of these places those where a node can begin, in order, each before a whole character."""
+    """The valid ones of these indices, in order, each moved to the start of a character."""
     found = set()
     for at in cuts:
         while 0 < at < len(tokens) and not tokens[at - 1].text:  # inside the same character
@@ -153,7 +153,7 @@ def _starts(tokens: Sequence[Token], cuts: Iterable[int]) -> list[int]:
 def _end_of_thought(
     tokens: Sequence[Token], turn: TurnFormat, before: str, ended: bool, closing: bool
 ) -> int:
-    """Index of the token in which the end of the thought begins; len(tokens): not in these."""
+    """Index of the token in which the end of the thought begins; len(tokens) if in none."""
     longest = max(map(len, turn.thought_ends), default=1)
     begun = before[max(0, len(before) - longest + 1) :]  # holds no whole one
     at = turn.end_in(begun + "".join(t.text for t in tokens))

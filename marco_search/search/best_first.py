@@ -1,17 +1,16 @@
-"""The order in which `tree` and `adaptive` try the children that a tree could have, best first.
+"""The order in which `tree` and `adaptive` try the possible children of a tree: best first.
 
-Three kinds of child stand in one queue, each with a prior and with how unsure the way was that
-is known already. The product is its score, about the chance that it finds another answer that
-the model would believe:
+One queue holds three kinds of children, each with a prior and the uncertainty of the path that
+exists already. The product is its score, roughly the probability that it finds another answer
+that the model would believe:
 
 - a fork: a candidate that was passed over. Prior: its share among the best candidates at its
-  position. Unsure: FLOOR + 1 - the product of c_i from that position to the end of the line.
-- a reflection, where the first thought closes. Prior 1, unsure 1: it is tried first.
-- a fresh thought at the root. Prior FRESH / (1 + their number so far), unsure 1.
+  position. Uncertainty: FLOOR + 1 - the product of c_i from that position to the end of the line.
+- a reflection at the end of the first thought. Prior 1, uncertainty 1: it is tried first.
+- a fresh thought at the root. Prior FRESH / (1 + their number so far), uncertainty 1.
 
-A child is tried once. The queue follows from the tree's records (`BestFirst.catch_up`); the
-branches in flight are never part of it. Of forking where a model is unsure: arXiv 2503.21961 and
-2604.00018.
+A child is tried once. The queue is derived from the tree's records (`BestFirst.catch_up`), without
+branches in flight. On forking where a model is unsure: arXiv 2503.21961 and 2604.00018.
 """
 
 from __future__ import annotations
@@ -29,18 +28,18 @@ from marco_search.search.rewards import unsure
 from marco_search.search.tree import ROOT, Child, Node, Rollout, Tree
 
 FLOOR = 0.2
-"""What a fork is worth where the way that was taken looks sure. Chosen on a development split."""
+"""Minimum uncertainty of a fork, where the existing path looks sure. From a development split."""
 FRESH = 0.03
 """Prior of the first fresh thought. Ten times as much made no difference (docs/search.md)."""
 
 _NO_TEXT = re.compile(
     r"\ufffd|<[|\uff5c].*[|\uff5c]>|</?s>|<(?:[be]os|pad|unk|(?:start|end)_of_turn)>|\[/?INST\]"
 )
-"""Not to be put into a text: a part of a character, or a token that ends a turn or begins one."""
+"""Can't be inserted into a text: part of a character, or a token that ends or begins a turn."""
 
 
 class _Fork(NamedTuple):
-    """An entry of the queue: the greatest score first, then the oldest."""
+    """An entry of the queue, ordered by highest score, then by age."""
 
     score: float  #: negated
     order: int
@@ -50,12 +49,12 @@ class _Fork(NamedTuple):
 
 
 def _hash_of(text: str) -> blake2b:
-    """Texts are told apart by a digest: a queue of whole paths would fill the memory."""
+    """Texts are identified by a digest: a queue of whole paths would take too much memory."""
     return blake2b(text.encode(), digest_size=16)
 
 
 def _digest(before: blake2b, text: str) -> bytes:
-    """The digest of a text that goes on with this one."""
+    """The digest of a text extended by this one."""
     whole = before.copy()
     whole.update(text.encode())
     return whole.digest()
@@ -88,7 +87,7 @@ class BestFirst:
     # -- following the tree -----------------------------------------------------------
 
     def catch_up(self) -> None:
-        """Take in the nodes and rollouts that were added to the tree since the last call."""
+        """Process the nodes and rollouts added to the tree since the last call."""
         for rollout in self.tree.rollouts[self._rollouts_seen :]:
             self._recorded(rollout)
         self._rollouts_seen = len(self.tree.rollouts)
@@ -107,7 +106,7 @@ class BestFirst:
             answers = (i for i in own if self.tree.nodes[i].action == Action.ANSWER)
             answer = next(answers, None)
             self._closed = None if answer is None else self.tree.nodes[answer].parent_id
-        # A fork's candidate counts as generated, and one more token follows it.
+        # A fork's candidate counts as generated, followed by one more token.
         if self.config.action == Action.SPAN and self.config.max_new_tokens > 1:
             self._add_forks([i for i in own if i > self._newest])
             self._newest = max(self._newest, *rollout.path)
@@ -120,7 +119,7 @@ class BestFirst:
             self._fresh += 1
 
     def _add_forks(self, own: list[int]) -> None:
-        """Queue what was passed over where these nodes, each below the one before, begin."""
+        """Queue the candidates passed over where these nodes begin, each below the one before."""
         nodes = [self.tree.nodes[i] for i in own]
         before = _hash_of(self.tree.text(nodes[0].parent_id or ROOT) if nodes else "")
         for at, node in enumerate(nodes):
@@ -140,14 +139,14 @@ class BestFirst:
             heapq.heappush(self._forks, fork)
 
     def _has_elder(self, node: Node) -> bool:
-        """Whether what was passed over here is queued already, from a sibling's first token."""
+        """Whether the candidates here are already queued, from a sibling's first token."""
         siblings = self.tree.children[node.parent_id or ROOT]
         return any(i < node.node_id and self.tree.nodes[i].tokens for i in siblings)
 
     # -- what to try next -----------------------------------------------------------------
 
     def select(self, count: int) -> list[Child]:
-        """The `count` best children that are not tried."""
+        """The `count` best children not yet tried."""
         before, children, taken = (self._fresh, self._reflected), list[Child](), list[_Fork]()
         while len(children) < count:
             child = self._best()
@@ -178,7 +177,7 @@ class BestFirst:
         return Child(ROOT, reflect=self._placement(ROOT))
 
     def _placement(self, node_id: int) -> ReflectionPlacement:
-        """Whether a thought that goes on from this node has to reflect at its end."""
+        """Whether a thought that continues from this node has to reflect at its end."""
         if self.config.reflection is not ReflectionPolicy.ALWAYS:
             return ReflectionPlacement.NO
         done = any(self.tree.nodes[i].action == Action.REFLECTION for i in self.tree.up(node_id))

@@ -1,8 +1,8 @@
-"""What the search asks of a runtime and what it gets back: plain frozen values.
+"""Requests of the search to a runtime, and their results: plain frozen values.
 
 The search names a node's text (`Expansion.prefix`) and the branches to fork from it; the
 runtime answers each `BranchRequest` with one `Branch`: the generated tokens with their
-log-probabilities, up to a terminal state. Neither side knows more of the other.
+log-probabilities, up to a terminal state. Neither side knows more about the other.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ TOP_K = 5
 class TurnFormat:
     """How a model writes its turn: a thought, then an answer. The defaults are Marco-o1's.
 
-    Where `end_of_thought` is "" thoughts have no tags. The answer then begins with the sentence
-    in which one of `answer_starts` stands, else with the last one of a turn that has ended.
+    If `end_of_thought` is "", thoughts have no tags. The answer then begins with the sentence
+    that contains one of `answer_starts`, else with the last sentence of a turn that has ended.
     """
 
-    # What is checked by pydantic (see `SearchConfig.from_json`): another version's is refused.
+    # Checked by pydantic (see `SearchConfig.from_json`): unknown fields are refused.
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     opening: str = "<Thought>\n"  #: put after the rendered prompt
@@ -47,7 +47,7 @@ class TurnFormat:
         return (self.end_of_thought,) if self.end_of_thought else self.answer_starts
 
     def end_in(self, text: str) -> int:
-        """Where in `text` the first of `thought_ends` begins; -1 if there is none."""
+        """Index in `text` of the first of `thought_ends`; -1 if there is none."""
         return min((at for at in map(text.find, self.thought_ends) if at >= 0), default=-1)
 
 
@@ -66,7 +66,7 @@ class ReflectionPlacement(StrEnum):
     """Where a branch gets the reflection phrase."""
 
     NO = "no"
-    #: The phrase is put before anything is generated.
+    #: The phrase is inserted before anything is generated.
     FIRST = "first"
     #: The phrase replaces the first of `TurnFormat.thought_ends` in the text that is continued.
     #: The tokens of that end were generated and stay in the branch's first segment.
@@ -85,7 +85,7 @@ class Finish(StrEnum):
 
 
 def without_room(error: str | None) -> bool:
-    """Whether a branch or rollout with this error failed because its text fills the model."""
+    """Whether a branch or rollout with this error failed because its text fills the context."""
     return error is not None and error.startswith(PromptTooLong.__name__)
 
 
@@ -102,15 +102,15 @@ class BranchRequest:
 
 
 Part = str | tuple[int, ...]
-"""A part of a prefix: text put in, or the ids of tokens that the model generated."""
+"""A part of a prefix: inserted text, or the ids of tokens that the model generated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expansion:
     """Fork `prefix` (prompt and the path's text) into `branches`.
 
-    `parts` is the same in parts, the prompt first. A text has several tokenisations: with the ids
-    a runtime can go on from the tokens whose log-probabilities are kept.
+    `parts` is the same in parts, the prompt first. A text has several tokenisations; with the ids
+    a runtime can continue from the very tokens whose log-probabilities are stored.
     """
 
     node_id: int
@@ -139,18 +139,18 @@ class Token:
 
 
 def text_ends(tokens: Sequence[Token]) -> list[int]:
-    """Where each token's text ends in that of all."""
+    """For each token the end of its text in the joined text."""
     return list(accumulate(len(t.text) for t in tokens))
 
 
 def tokens_before(tokens: Sequence[Token], at: int) -> Sequence[Token]:
-    """The tokens that lie before the character `at` of their text."""
+    """The tokens before character `at` of their joined text."""
     return tokens[: bisect_right(text_ends(tokens), at)]
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A run of generated tokens, or text put in by the search (then `tokens` is empty)."""
+    """A run of generated tokens, or text inserted by the search (then `tokens` is empty)."""
 
     text: str
     tokens: tuple[Token, ...] = ()
@@ -178,9 +178,9 @@ class Branch:
     texts: Mapping[int, str] = field(default_factory=dict, compare=False, repr=False)
 
     def continuation(self, turn: TurnFormat) -> str:
-        """What follows the prefix; a closing that gave way to a reflection is left out.
+        """The text after the prefix, without an end of thought that a reflection replaced.
 
-        Whole tokens, as in the tree: all of the one in which the closing begins.
+        Whole tokens, as in the tree: the token in which that end begins is left out entirely.
         """
         texts = [s.text for s in self.segments]
         for i, segment in enumerate(self.segments):

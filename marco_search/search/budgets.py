@@ -1,4 +1,4 @@
-"""When a search ends, and how large its next round may be: arithmetic on its budgets."""
+"""When a search ends, and the size of its next round: arithmetic on its budgets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from marco_search.search.tree import Rollout
 from marco_search.search.votes import Aggregation, RankedAnswer, decided, posterior
 
 MIN_BRANCH_TOKENS = 8
-"""A branch with less room than this is not started: it could not hold an answer."""
+"""A branch with room for fewer tokens is not started: it could not hold an answer."""
 
 
 class StopReason(StrEnum):
@@ -26,7 +26,7 @@ class StopReason(StrEnum):
     SECONDS = "seconds"
     #: No remaining rollout can change the winner.
     DECIDED = "decided"
-    #: The winner is ahead as surely as the configuration asks for.
+    #: The winner is ahead with the probability that the configuration asks for.
     LEAD = "lead"
     #: The last rollouts brought no new answer.
     NOTHING_NEW = "nothing_new"
@@ -34,9 +34,9 @@ class StopReason(StrEnum):
     VERIFIED = "verified"
     #: The caller stopped it.
     CANCELLED = "cancelled"
-    #: The job's deadline has come.
+    #: The job's deadline has passed.
     DEADLINE = "deadline"
-    #: Not the end: the worker gave it back, it goes on elsewhere.
+    #: Not the end: the worker released the job, and it continues elsewhere.
     RELEASED = "released"
 
 
@@ -47,7 +47,7 @@ def spent(
     elapsed_s: float,
     ranked: Callable[[], list[RankedAnswer]],
 ) -> StopReason | None:
-    """Why no further round should begin, if so; `tokens` were generated so far."""
+    """Why no further round should start, if so; `tokens` were generated so far."""
     if config.reward == VERIFIER and any(r.value == 1.0 for r in rollouts):
         return StopReason.VERIFIED
     if len(rollouts) >= config.rollouts:
@@ -57,7 +57,7 @@ def spent(
         return StopReason.TOKENS
     if config.max_seconds is not None and elapsed_s >= config.max_seconds:
         return StopReason.SECONDS
-    # However far one is ahead, another may be accepted yet.
+    # However far one is ahead, another one may still be accepted.
     if config.early_stop and config.reward != VERIFIER and config.choice is not Aggregation.BEST:
         answers = ranked()
         if decided(answers, config.rollouts - len(rollouts)):
@@ -79,12 +79,12 @@ def round_size(config: SearchConfig, rollouts: Sequence[Rollout], tokens: int) -
     """(branches of the next round, tokens each may generate); never more than the budget."""
     count = min(config.parallel, config.rollouts - len(rollouts))
     if config.selection is Selection.BEST_FIRST:
-        # What is in flight can't be called off: at most a third of what was tried is at stake.
+        # Branches in flight can't be cancelled: risk at most a third of what was tried.
         count = min(count, max(1, len(rollouts) // 2))
     if config.max_tokens is None:
         return count, config.max_new_tokens
     left = config.max_tokens - tokens
-    # Half as long again as those so far; as long as can be before any is known.
+    # One and a half times the length so far; the maximum before any is known.
     done = [r.generated_tokens for r in rollouts if r.finish is Finish.STOP]
     expected = 1.5 * sum(done) / len(done) if done else float(config.max_new_tokens)
     count = max(1, min(count, int(left / max(expected, MIN_BRANCH_TOKENS))))

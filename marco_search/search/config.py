@@ -13,12 +13,11 @@ Flat, no branch starts inside a thought:
 Tree searches, which fork inside thoughts:
 
 - tree: as adaptive, but it forks where the model was unsure, at the candidate that it nearly
-  took (`marco_search.search.best_first`), and draws fresh thoughts once such forks are worth
-  less.
+  chose (`marco_search.search.best_first`), and draws fresh thoughts once such forks score lower.
 - step, mini-step-64, mini-step-32: Marco-o1's MCTS with actions of that size. mini-step-16
   and -8 are for models whose whole answers are shorter than a hundred tokens or two.
 
-"auto" is the one that did best in our measurements, `AUTO`, unless a profile says otherwise.
+"auto" is the one that did best in the measurements, `AUTO`, unless a profile sets another.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from marco_search.search.votes import Aggregation, Scale
 
 
 class ReflectionPolicy(StrEnum):
-    """When a finished thought is made to reconsider (Marco-o1, section 5)."""
+    """When a finished thought has to be reconsidered (Marco-o1, section 5)."""
 
     NEVER = "never"
     #: Closing the thought and reflecting are both tried.
@@ -49,7 +48,7 @@ class ReflectionPolicy(StrEnum):
 
 
 class Selection(StrEnum):
-    """The rule that picks what to try next."""
+    """The rule that chooses what to try next."""
 
     #: These two on the way down from the root.
     UCT = "uct"
@@ -64,7 +63,7 @@ Tokens = Annotated[int, Field(ge=1, lt=2**31)]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchConfig:
-    """All that decides how a search runs. Tokens are generated tokens unless noted otherwise.
+    """Everything that determines how a search runs. Tokens are generated tokens unless noted.
 
     `from_json` checks types and bounds.
     """
@@ -72,12 +71,12 @@ class SearchConfig:
     strategy: str  #: the name it was made from; not read by the search
     action: str  #: how a thought is cut into nodes, a name in `ACTIONS`
     mini_step_tokens: Tokens = 64  #: length of a mini-step
-    rollouts: Count = 16  #: most rollouts
-    #: Most tokens over the whole search; None: no limit.
+    rollouts: Count = 16  #: maximum number of rollouts
+    #: Maximum tokens over the whole search; None: no limit.
     max_tokens: Annotated[int, Field(ge=1, lt=2**63)] | None = None
     #: No new round starts after this; None: no limit.
     max_seconds: Annotated[float, Field(gt=0)] | None = None
-    max_new_tokens: Tokens = 1024  #: most tokens of one branch
+    max_new_tokens: Tokens = 1024  #: maximum tokens of one branch
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0  #: of sampling; 0 is greedy
     #: Best first: of the first thought and its reflection; None: as all others.
     first_temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -91,27 +90,27 @@ class SearchConfig:
     #: Samples drawn at the root, half of them at first; of whole thoughts all of them.
     root_width: Count = 4
     answer_width: Count = 1  #: samples drawn where a thought ends
-    parallel: Count = 8  #: most branches in flight
+    parallel: Count = 8  #: maximum branches in flight
     reward: str = "confidence"  #: what is backed up, a name in `rewards.REWARDS`
     verifier: str | None = None  #: its name, for the reward "verifier"
     choice: Aggregation = Aggregation.WEIGHTED  #: how the answer is chosen
-    #: A weighted vote weighs a value to this power: `votes.Scale`.
+    #: A weighted vote raises values to this power: `votes.Scale`.
     sharpness: Annotated[float, Field(ge=0)] = 1.0
     #: Of the log of this model's values: `votes.Scale`.
     spread: Annotated[float, Field(gt=0)] = 1.0
     reference: float = 0.0  #: log of a value whose vote counts in full: `votes.Scale`
-    early_stop: bool = True  #: stop when the vote can't change any more
-    #: With `early_stop`: also stop when the leader is ahead with this chance; None: don't.
+    early_stop: bool = True  #: stop when the vote can no longer change
+    #: With `early_stop`: also stop if the leader is ahead with this probability; None: don't.
     stop: Annotated[float, Field(gt=0.5, lt=1)] | None = None
-    #: With `early_stop`: also stop after so many rollouts without a new answer; None: don't.
+    #: With `early_stop`: also stop after this many rollouts without a new answer; None: don't.
     patience: Count | None = None
     reflection: ReflectionPolicy = ReflectionPolicy.NEVER  #: when a finished thought reconsiders
-    max_reflections: Count = 1  #: most reflections on one path
+    max_reflections: Count = 1  #: maximum reflections on one path
     turn: TurnFormat = MARCO_O1  #: how the model writes thoughts and answers
     profile: str = ""  #: name and hash of the profile it was made from; not read by the search
 
     def __post_init__(self) -> None:
-        """Raises SearchError for names that no search can run with."""
+        """Raises SearchError for unknown names."""
         for what, name, known in (
             ("action", self.action, ACTIONS), ("reward", self.reward, REWARDS),
         ):  # fmt: skip
@@ -129,7 +128,7 @@ class SearchConfig:
 
     @property
     def scale(self) -> Scale:
-        """How values weigh in a vote."""
+        """The weights of values in a vote."""
         return Scale(sharpness=self.sharpness, spread=self.spread, reference=self.reference)
 
     def temperature_of(
@@ -150,10 +149,10 @@ class SearchConfig:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> SearchConfig:
-        """The configuration written by `to_json`: names of choices stand for them.
+        """The configuration written by `to_json`, in which choices are given by name.
 
-        Of an earlier version's, what is gone is left out (`gone_from`). Raises SearchError for
-        fields that this version does not know, and values that no search can run with.
+        Fields of earlier versions that no longer exist are ignored (see `gone_from`). Raises
+        SearchError for unknown fields and invalid values.
         """
         known = {k: v for k, v in data.items() if k not in _GONE and k != "value"}
         if unknown := sorted(known.keys() - {field.name for field in fields(cls)}):
@@ -187,18 +186,18 @@ _GONE: dict[str, Any] = {
     "fork_share": 0.02,
     "fresh_prior": 0.03,
 }
-"""Fields of earlier versions, with the value that means what is done now."""
+"""Fields of earlier versions, each with the value that equals today's behaviour."""
 
 
 def gone_from(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The fields of a stored configuration that no search of this version follows."""
+    """The fields of a stored configuration that this version does not support."""
     return tuple(name for name, usual in _GONE.items() if config.get(name, usual) != usual)
 
 
 DEFAULT_STRATEGY = "auto"
 AUTO = "tree"
 WIDEST = 32
-"""Independent samples that go out at once. A crash loses at most these."""
+"""Independent samples requested at once. A crash loses at most these."""
 
 _FLAT: dict[str, Any] = {"action": Action.WHOLE}
 _BEST_FIRST: dict[str, Any] = {
@@ -229,13 +228,13 @@ STRATEGIES = {DEFAULT_STRATEGY: _NAMED[AUTO]} | _NAMED
 
 
 def configure(strategy: str, **overrides: Any) -> SearchConfig:
-    """The configuration of a strategy with some fields set otherwise; None means default.
+    """The configuration of a strategy with some fields overridden; None means default.
 
-    "auto" is another strategy, and the configuration has that one's name.
+    "auto" stands for another strategy, whose name the configuration gets.
     Choices (`selection`, `reflection`, ...) may be given by name.
-    "cot" is one rollout whatever budget is given. Samples that do not depend on each other
-    go out together, up to WIDEST at once, unless `parallel` is given. Raises SearchError for
-    an unknown strategy, naming those there are.
+    "cot" is one rollout whatever the budget. Samples that do not depend on each other are
+    requested together, up to WIDEST at once, unless `parallel` is given. Raises SearchError for
+    an unknown strategy, naming the known ones.
     """
     if strategy not in STRATEGIES:
         known = ", ".join(STRATEGIES)
@@ -247,7 +246,7 @@ def configure(strategy: str, **overrides: Any) -> SearchConfig:
     if "verifier" in given:
         given["reward"] = VERIFIER
     config = SearchConfig.from_json({"strategy": strategy} | STRATEGIES[strategy] | given)
-    # Nothing is decided between the rounds: how many there are changes no answer.
+    # Nothing is decided between rounds, so their number does not change the answer.
     independent = (
         not config.action_kind.branches_inside
         and config.reflection is ReflectionPolicy.NEVER

@@ -1,10 +1,10 @@
 """Tree search as ask and tell: no clock, no I/O, no hidden randomness.
 
-`ask()` selects children and says which branches to fork for them. `tell()` takes the
-branches in, in any order: their actions become nodes, their values are backed up in branch
-order, and the round is returned for the trail. What is in flight never touches the tree, so
-the tree after a round depends only on configuration, prompt, model and seed, and a search
-restored from the rounds that were kept goes on exactly as the interrupted one would have.
+`ask()` selects children and returns the branches to fork for them. `tell()` adds the finished
+branches, in any order: their actions become nodes, their values are backed up in branch order,
+and the round is returned for the trail. Branches in flight never touch the tree, so the tree
+after a round depends only on configuration, prompt, model and seed, and a search restored from
+the stored rounds continues exactly as the interrupted one would have.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ from marco_search.search.tree import Child, Node, Rollout, Round, Tree
 from marco_search.search.votes import Aggregation, Candidate, RankedAnswer, rank
 
 Merge = Callable[[Sequence[tuple[str, float]]], list[str]]
-"""For each (answer key, value) the key it counts under once near-duplicates are one."""
+"""For each (answer key, value) the key it counts under after merging near-duplicates."""
 
 
 class Search:
     """One search over one prompt.
 
     `answer_of` maps the text generated so far on a path (without the prompt) to the key
-    that votes are counted on, or None; it must be a pure function. `merge` makes one answer
-    of near-duplicates before votes are counted. With a `tree` (`Tree.restore`) the search goes
-    on as it was after the last round in it.
+    that votes are counted by, or None; it must be a pure function. `merge` merges near-duplicates
+    before votes are counted. With a `tree` (`Tree.restore`) the search continues after the last
+    round in it.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Search:
         self._merge = merge
         #: What is in flight, by branch.
         self.asked: dict[int, tuple[Child, BranchRequest]] = {}
-        self.stop_reason: StopReason | None = None  # why it has ended, once it has
+        self.stop_reason: StopReason | None = None  # why it has ended
         self.round = max((r.round for r in self.tree.rollouts), default=0)
         self.tokens = sum(r.generated_tokens for r in self.tree.rollouts)  # generated so far
 
@@ -130,10 +130,10 @@ class Search:
     # -- tell -------------------------------------------------------------------------
 
     def tell(self, branches: Iterable[Branch]) -> Round:
-        """Take in the branches of the round, in any order; returns what they added.
+        """Add the branches of the round, in any order; returns what they added.
 
-        Raises SearchError unless they are those that were asked for, and for one that generated
-        more tokens than it was given.
+        Raises SearchError unless they are the requested ones, and for one that generated more
+        tokens than allowed.
         """
         asked, arrived = self.asked, {branch.branch_id: branch for branch in branches}
         if not asked or arrived.keys() != asked.keys():
@@ -164,7 +164,7 @@ class Search:
         """Add the branch's nodes and return its rollout, not yet recorded.
 
         All tokens of the branch become nodes. A rollout without an answer (cut off, or nothing
-        to extract) backs up 0: a loop repeats itself with great confidence.
+        to extract) backs up 0, since a loop repeats itself with high confidence.
         """
         tree, path = self.tree, list(self.tree.path(child.node_id))
         own: list[float] = []
@@ -207,11 +207,11 @@ class Search:
         )
 
     def abandon(self) -> None:
-        """Forget the round in flight; asking again gives the same branches again."""
+        """Forget the round in flight; `ask()` then returns the same branches again."""
         self.asked = {}
 
     def stop(self, reason: StopReason = StopReason.CANCELLED) -> None:
-        """End the search where it stands; its answers so far remain."""
+        """End the search now; its answers so far remain."""
         self.abandon()
         self.stop_reason = self.stop_reason or reason
 
@@ -219,7 +219,7 @@ class Search:
 
     def ranked(self) -> list[RankedAnswer]:
         """The distinct answers so far, best first."""
-        # Votes weigh the path's confidence also where only the rollout's own is backed up.
+        # Votes are weighted by the path's confidence even if only the rollout's own is backed up.
         confidence = self.config.reward in CONFIDENCE
         voting, rewarded = voters(self.tree.rollouts, self.config.reward)
         found = [
@@ -241,7 +241,7 @@ class Search:
 
 
 def _begun_with(forced: Token, branch: Branch) -> Branch:
-    """The branch with the candidate before what was generated after it."""
+    """The branch, beginning with the forced candidate."""
     first, *rest = branch.segments or (Segment(""),)
     segment = Segment(forced.text + first.text, (forced, *first.tokens))
     return replace(branch, segments=(segment, *rest))
@@ -260,7 +260,7 @@ def scored_rollout(
     answer: str | None,
     scores: Sequence[float] = (),
 ) -> ScoredRollout:
-    """The next rollout of `tree`, along `path`, as a reward sees it."""
+    """The next rollout of `tree`, along `path`, as input of a reward."""
     return ScoredRollout(
         path=[tree.token_scores(i) for i in path],
         start=start,
@@ -273,7 +273,7 @@ def scored_rollout(
 def _add_nodes(
     tree: Tree, config: SearchConfig, path: list[int], branch: Branch, round_number: int
 ) -> list[float]:
-    """Extend `path` by the branch's actions, adding the nodes that are not there yet.
+    """Extend `path` by the branch's actions, adding nodes that do not exist yet.
 
     Returns c_i of all tokens of the branch, in order.
     """
@@ -282,7 +282,7 @@ def _add_nodes(
     ended = branch.finish is Finish.STOP
     thought_open = not tree.thought_closed(path[-1])
     for segment, following in zip_longest(segments, segments[1:]):
-        # The thought was about to close and reflects instead: its closing is kept beside.
+        # The thought was about to end and reflects instead: its end is kept as a sibling.
         closing = following is not None and following.forced
         parts = [(Action.REFLECTION, segment.tokens)]
         if not segment.forced:
