@@ -1,6 +1,6 @@
-"""Who may call: API keys, and what each may do.
+"""Access to the API: keys and their rights.
 
-A key is looked up before a byte of the body is read. Routes say what right they need by the type
+A key is looked up before any of the body is read. Routes declare the right they need by the type
 of their parameter `caller`: Submits, Reads or Cancels.
 """
 
@@ -36,11 +36,11 @@ _UPLOADS = 2  # at once: of the producer's four connections, and of five threads
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What all requests share. `local_key`: one that is stored nowhere, for MARCO_TENANT.
+    """State shared by all requests. `local_key`: a key for MARCO_TENANT that is not stored.
 
-    `stopping` is set when the server is to stop: nobody waits for a job any longer then. A batch is
-    stored in its tenant's turn, by one of the `uploads`: threads and connections are left for the
-    requests of others.
+    `stopping` is set when the server is to stop, which ends all waits for jobs. Batches of a tenant
+    are stored one after another, by one of the `uploads`, which leaves threads and connections for
+    other requests.
     """
 
     settings: Settings
@@ -52,7 +52,7 @@ class Service:
     uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_UPLOADS))
 
     def key(self, given: str) -> tuple[ApiKey, Rate | None]:
-        """What is known of this key, and of its rate limit. Raises InvalidApiKey."""
+        """The key and the state of its rate limit. Raises InvalidApiKey."""
         if self.local_key and hmac.compare_digest(given.encode(), self.local_key.encode()):
             local = ApiKey(
                 id="local", name="", tenant=self.settings.tenant, rights=RIGHTS, per_minute=None,
@@ -64,7 +64,7 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whose request it is. `producer` submits for, and sees, the key's tenant only."""
+    """The caller of a request. `producer` submits for, and sees, the key's tenant only."""
 
     service: Service
     key: ApiKey
@@ -90,12 +90,12 @@ Submits = Annotated[Caller, Depends(needs("submit"))]
 Reads = Annotated[Caller, Depends(needs("read"))]
 Asks = Annotated[Caller, Depends(needs("submit", "read"))]
 Cancels = Annotated[Caller, Depends(needs("cancel"))]
-# Only for the OpenAPI page: Guard has looked at the header.
+# Only for the OpenAPI page: Guard has already checked the header.
 BEARER = HTTPBearer(auto_error=False, description="A key that `marco keys create` made")
 
 
 class Guard:
-    """ASGI middleware that finds out whose request it is."""
+    """ASGI middleware that identifies the caller of a request."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app, self._service = app, service

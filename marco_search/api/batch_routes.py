@@ -1,8 +1,8 @@
-"""/v1/files and /v1/batches: a file that was uploaded becomes a batch.
+"""/v1/files and /v1/batches: uploaded files become batches.
 
-Its lines are stored in the background by the producer. If this process ends half-way, the upload
-goes on when somebody next asks for the batch, at whichever process. Files of results are made from
-the results each time that they are asked for.
+The lines are stored in the background by the producer. If this process ends meanwhile, the upload
+continues when the batch is next retrieved, from any process. Result files are built from the
+results at each download.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1", tags=["files and batches"], route_class=JsonRoute)
 
 FILE_LIMIT: Final = 200 * 2**20
-"""Bytes of a file, as OpenAI has it."""
+"""Bytes of a file, as in OpenAI's API."""
 KEPT_S = 30 * 86400
 """Seconds that a file is kept where the upload does not say."""
 _MOST_SHOWN, _LINES_AT_ONCE = 100, 1000  # lines that were refused
@@ -116,7 +116,7 @@ def create_file(
     anchor: Annotated[Literal["created_at"], Form(alias="expires_after[anchor]")] = "created_at",
     seconds: Annotated[int, Form(alias="expires_after[seconds]", ge=3600, le=KEPT_S)] = KEPT_S,
 ) -> dict[str, Any]:
-    """A file is kept for 30 days, or as `expires_after` says, or until it is deleted."""
+    """A file is kept for 30 days, or as long as `expires_after` says, or until it is deleted."""
     if purpose != "batch":
         raise InvalidJob("purpose", "must be batch: files serve batches only")
     name = file.filename or "file.jsonl"
@@ -149,7 +149,7 @@ def list_files(
     order: Literal["asc", "desc"] = "desc",
     purpose: str = "batch",
 ) -> dict[str, Any]:
-    """Without the files of results, which the batches name."""
+    """Without result files, which the batches name."""
     if purpose != "batch":
         return page([], limit)
     found = caller.service.database.call(
@@ -161,7 +161,7 @@ def list_files(
 
 @router.get("/files/{file_id}", summary="A file's name and size")
 async def retrieve_file(caller: Reads, file_id: str) -> dict[str, Any]:
-    """Of a file of results the size is found out by making it."""
+    """A result file is built to determine its size."""
     if (results := results_id(file_id)) is None:
         return _file(await asyncio.to_thread(stored_file, caller, uploaded_id(file_id)))
     batch = await caller.producer.batch(results[0])
@@ -177,7 +177,7 @@ async def retrieve_file(caller: Reads, file_id: str) -> dict[str, Any]:
 
 @router.get("/files/{file_id}/content", summary="Download a file")
 async def file_content(caller: Reads, file_id: str) -> StreamingResponse:
-    """Of a file of results: the lines of those requests that have ended, in the batch's order."""
+    """A result file has the lines of requests that have ended, in the batch's order."""
     parts: AsyncIterator[bytes] | Iterator[bytes]
     if (results := results_id(file_id)) is None:
         stored = await asyncio.to_thread(stored_file, caller, uploaded_id(file_id))
@@ -190,7 +190,7 @@ async def file_content(caller: Reads, file_id: str) -> StreamingResponse:
 
 @router.delete("/files/{file_id}", summary="Delete a file")
 def delete_file(caller: Submits, file_id: str) -> dict[str, Any]:
-    """The jobs of its batches stay, and so do the files of results."""
+    """The jobs of its batches are kept, and so are the result files."""
     if results_id(file_id) is not None:
         raise InvalidJob(
             "file_id", "result files are made from a batch's jobs and can't be deleted"
@@ -262,7 +262,7 @@ class BatchRequest(BaseModel):
 async def create_batch(
     caller: Submits, request: BatchRequest, idempotency_key: IdempotencyKey = None
 ) -> dict[str, Any]:
-    """Its lines are stored in the background. A wrong one goes to the file of errors, no more."""
+    """Its lines are stored in the background. An invalid one only goes to the error file."""
     if idempotency_key is not None and (reason := flaw(idempotency_key, 200)) is not None:
         raise InvalidJob("Idempotency-Key", reason)
     made = await asyncio.to_thread(_begin, caller, request, idempotency_key)
@@ -274,7 +274,7 @@ async def create_batch(
 async def list_batches(
     caller: Reads, after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20
 ) -> dict[str, Any]:
-    """Those too that came from the command line or from Python."""
+    """Includes batches from the command line and from Python."""
     place = batch_uuid(after) if after else None
     found = await caller.producer.batches(limit=limit + 1, after=place)
     return page([_batch(one) for one in found], limit)
@@ -299,7 +299,7 @@ async def retrieve_batch(caller: Reads, batch_id: str) -> dict[str, Any]:
 
 @router.post("/batches/{batch_id}/cancel", summary="Cancel what has not ended")
 async def cancel_batch(caller: Cancels, batch_id: str) -> dict[str, Any]:
-    """Results that are there stay."""
+    """Existing results are kept."""
     found = await caller.producer.batch(batch_uuid(batch_id))
     await caller.producer.cancel_all(batch_id=found.id)
     return _batch(await caller.producer.batch(found.id))
@@ -342,7 +342,7 @@ def _usage(caller: Caller, batch: Batch) -> dict[str, Any]:
 
 
 def _feed_on(caller: Caller, batch: Batch) -> None:
-    """Store the rest of a batch's lines in the background, unless that is being done."""
+    """Store the rest of a batch's lines in the background, unless that is in progress."""
     done = batch.completed_at or batch.cancelled_at or batch.file_id is None
     if not done and batch.id not in _FEEDS:
         task = asyncio.get_running_loop().create_task(_feed(caller, batch))

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions and /v1/models: a search in OpenAI's shape."""
+"""POST /v1/chat/completions and /v1/models: a search in OpenAI's format."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ _EXAMPLE = {
     "n": 3,
 }
 HUNG_UP = 499
-"""Status of a request whose client did not wait, as metrics count it; nobody gets to see it."""
+"""Status for metrics of a request whose client disconnected; it is never sent."""
 EVERY_S, QUIET_S = 1.0, 15.0
-"""Between two looks at a job, and the longest silence of a stream."""
+"""Seconds between two checks of a job, and the longest silence of a stream."""
 
 
 @router.post("/chat/completions", response_model=None, summary="Search for the best answers")
@@ -49,7 +49,7 @@ async def create(
     body: Annotated[dict[str, Any], Body(examples=[_EXAMPLE])],
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """Submits a job, waits for it, and gives its n best distinct answers.
+    """Submits a job, waits for it, and returns its n best distinct answers.
 
     The job outlives the request: a client that disconnects or times out finds it at /jobs/{id}.
     Its id is in the header Marco-Job-Id, in every part of a stream, and in an error.
@@ -178,7 +178,7 @@ async def changes(caller: Caller, job: JobId) -> AsyncIterator[JobStatus | None]
 
 
 def progress(status: JobStatus) -> dict[str, Any]:
-    """How far a job has come."""
+    """The progress of a job."""
     names = {"job_id", "rounds", "rollouts", "rollout_budget", "nodes", "generated_tokens"}
     return {"state": status.shown_state, **status.model_dump(mode="json", include=names)}
 
@@ -207,13 +207,13 @@ def _event(data: Mapping[str, Any]) -> bytes:
 
 @router.get("/models", summary="List the values of `model`")
 def list_models(caller: Reads) -> dict[str, Any]:
-    """The default, the strategies and the profiles; one of each go together as tree:marco-o1."""
+    """The default, the strategies and the profiles; combined as in tree:marco-o1."""
     return {"object": "list", "data": [_model(name) for name in completions.models()]}
 
 
 @router.get("/models/{name}", summary="One of them")
 def retrieve_model(caller: Reads, name: str) -> dict[str, Any]:
-    """404 if there is none of this name."""
+    """404 for an unknown name."""
     completions.named_options(name)
     return _model(name)
 

@@ -32,7 +32,7 @@ async def submit(
     body: Annotated[dict[str, Any], Body(examples=[_EXAMPLE])],
     idempotency_key: IdempotencyKey = None,
 ) -> dict[str, Any]:
-    """The body is a line of `marco submit`. 200 if the idempotency key is known already."""
+    """The body is a line of `marco submit`. 200 if the idempotency key is already known."""
     if idempotency_key is not None:
         if body.get("idempotency_key", idempotency_key) != idempotency_key:
             raise InvalidJob("idempotency_key", "differs from the header Idempotency-Key")
@@ -75,7 +75,7 @@ async def result(caller: Reads, job_id: str) -> JobResult:
     raise JobNotFound(f"job {job_id} has not ended: GET /jobs/{job_id}/events tells when it has")
 
 
-@router.get("/{job_id}/tree", summary="Its search tree, as far as it is stored")
+@router.get("/{job_id}/tree", summary="Its search tree, as stored so far")
 def tree(caller: Reads, job_id: str) -> dict[str, Any]:
     """As `marco show --format json` prints it: nodes, rollouts, answers, audit log; no tokens."""
     wanted = job_uuid(job_id)
@@ -86,13 +86,13 @@ def tree(caller: Reads, job_id: str) -> dict[str, Any]:
 
 @router.post("/{job_id}/cancel", summary="Cancel it")
 async def cancel(caller: Cancels, job_id: str) -> dict[str, Any]:
-    """What it found so far stays. A running one goes on for up to two seconds."""
+    """Answers found so far are kept. A running job stops within two seconds."""
     return {"job_id": job_id, "state": await caller.producer.cancel(job_id)}
 
 
 @router.get("/{job_id}/events", summary="Follow it", response_class=StreamingResponse)
 async def events(caller: Reads, job_id: str) -> StreamingResponse:
-    """Server-sent events: `status` when it has come further, at the end `result`, or `error`."""
+    """Server-sent events: `status` on progress, `result` at the end, or `error`."""
     await caller.producer.states([job_id])
     return StreamingResponse(parts(caller, job_id), media_type="text/event-stream")
 

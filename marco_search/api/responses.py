@@ -41,7 +41,7 @@ STATUS: dict[type[MarcoError], tuple[int, str]] = {
     errors.InvalidSettings: (503, "server_error"),
     MarcoError: (500, "server_error"),
 }
-"""Status and OpenAI's `type` of each error; of a class that is not here, those of its base."""
+"""Status and OpenAI's `type` of each error; classes not listed have those of their base."""
 HANDLED = (MarcoError, HTTPException, RequestValidationError, Exception)
 _RETRY_S = 5.0  # after a service failed
 _CODES = {404: "not_found", 405: "method_not_allowed"}
@@ -69,7 +69,7 @@ class JsonRoute(APIRoute):
 
 
 def uploaded_id(file_id: str) -> UUID:
-    """The id of an uploaded file. Raises FileNotFound for what is none."""
+    """The id of an uploaded file. Raises FileNotFound for other texts."""
     if not re.fullmatch("file-[0-9a-f]{32}", file_id):
         raise errors.FileNotFound(
             f"no file {file_id[:60]!r}; an id looks like file-{UUID(int=0).hex}"
@@ -84,7 +84,7 @@ def results_id(file_id: str) -> tuple[UUID, bool] | None:
 
 
 def batch_uuid(batch_id: str) -> UUID:
-    """The id of a batch. Raises JobNotFound for what is none."""
+    """The id of a batch. Raises JobNotFound for other texts."""
     try:
         return UUID(batch_id.removeprefix("batch_"))
     except ValueError:
@@ -122,19 +122,19 @@ async def answer(request: Request, error: Exception) -> Response:
 
 
 def refusal(error: MarcoError) -> JSONResponse:
-    """An error of ours as an answer."""
+    """The response for a MarcoError."""
     status, _ = _kind(error)
     retry_s = getattr(error, "retry_after_s", _RETRY_S if status == 503 else None)
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
     if retry_s is not None:
         headers["Retry-After"] = str(math.ceil(retry_s))
-    else:  # what OpenAI's client goes by: it tries 409 and all from 500 on again
+    else:  # for OpenAI's client, which retries 409 and all from 500 on
         headers["X-Should-Retry"] = "false"
     return JSONResponse(error_body(error), status, headers)
 
 
 def error_body(error: MarcoError) -> dict[str, Any]:
-    """An error of ours in OpenAI's shape. Its code is its class: queue_full, job_not_found.
+    """A MarcoError in OpenAI's format. Its code is its class: queue_full, job_not_found.
 
     The services' addresses are logged for the operator, and not sent to clients.
     """
@@ -153,14 +153,14 @@ def _kind(error: MarcoError) -> tuple[int, str]:
 
 def _body(message: str, kind: str, code: str, param: str | None = None) -> dict[str, Any]:
     error = {"message": message, "type": kind, "param": param, "code": code}
-    # A field's name is the caller's, and may hold what is no Unicode.
+    # A field's name is the caller's, and may be invalid Unicode.
     return {
         "error": {n: v and v.encode(errors="backslashreplace").decode() for n, v in error.items()}
     }
 
 
 def too_large() -> JSONResponse:
-    """The answer to a body that is longer than its route takes."""
+    """The response to a body that is too large for its route."""
     message = f"the body is too large: only uploads may have more than {BODY_LIMIT:,} bytes"
     return JSONResponse(_body(message, "invalid_request_error", "body_too_large"), 413)
 

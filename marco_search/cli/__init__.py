@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from threading import current_thread, main_thread
 
 # Before numpy is loaded. The engine decodes with one BLAS thread whatever is set
-# (marco_search/runtime/embedded/linear.py); a pool of others would lie idle in every process.
+# (marco_search/runtime/embedded/linear.py); a pool of others would be idle in every process.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
@@ -39,9 +39,9 @@ def loading() -> Iterator[None]:
 
 
 def _open_closed_streams() -> None:
-    """Where the caller closed a standard stream, there is nothing to read, and nobody reads.
+    """Replace standard streams that the caller closed by empty ones.
 
-    Else the next file or connection would get its number.
+    Otherwise the next file or connection would get their number.
     """
     while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(opened, True)

@@ -122,7 +122,7 @@ class LazyGroup(click.Group):
             raise meant from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the list of commands from COMMANDS, importing none of them."""
+        """List the commands from COMMANDS, importing none of them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
@@ -151,7 +151,7 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; see EXIT_CODES."""
-    # A tenth of a start went into looking for garbage in what was being imported.
+    # Collecting garbage during imports took a tenth of the start.
     gc.set_threshold(20_000)
     words = list(sys.argv[1:] if arguments is None else arguments)
     end = words.index("--") if "--" in words else len(words)
@@ -178,27 +178,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         return _report_interrupted(as_json)
     except (BrokenPipeError, SystemExit) as error:
-        # The reader (head, less) has seen enough. Rich and click exit with 1 then; click has put
-        # another stream in the place of this one.
+        # The reader (head, less) has closed the pipe. Rich and click exit with 1 then; click has
+        # replaced this stream.
         if isinstance(error, SystemExit) and not (
             isinstance(error.__context__, BrokenPipeError) or sys.stdout is not stdout
         ):
             raise
-        # Nothing may be written at exit either.
+        # Nothing may be written at exit, either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
         return 0
     except Exception as error:
-        # Names of files may be any bytes; Python has those that are not UTF-8 as half surrogates.
+        # File names may be any bytes; Python decodes those that are not UTF-8 as lone surrogates.
         if isinstance(error, UnicodeEncodeError) and re.search("[\\ud800-\\udfff]", "".join(words)):
             return _report_usage(click.UsageError("An argument is not valid UTF-8."), as_json)
-        # Ctrl-C while a library is being loaded may come out of it as an error of its own.
+        # Ctrl-C during the import of a library may surface as another error.
         if "KeyboardInterrupt" in "".join(traceback.format_exception(error)):
             return _report_interrupted(as_json)
         return _report_error(error, as_json, debug)
 
 
 def _tell(text: str) -> None:
-    """Print to standard error. Where nobody can read it the exit code has to do."""
+    """Print to standard error. If it is closed, the exit code has to do."""
     with suppress(OSError):
         print(text, file=sys.stderr)
 
@@ -220,7 +220,7 @@ def _show_warning(as_json: bool, message: Warning | str, *_: object) -> None:
 def _prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A terminal that can't show a character gets a question mark, not a traceback.
+            # A character that a terminal can't show becomes a question mark, not a traceback.
             stream.reconfigure(errors="replace")
     own = os.environ.get("PYTHONIOENCODING")
     if isinstance(sys.stdout, io.TextIOWrapper) and not (own or sys.stdout.isatty()):
@@ -250,14 +250,14 @@ def _report_usage(error: click.ClickException, as_json: bool) -> int:
 
 
 def _report_error(error: Exception, as_json: bool, debug: bool) -> int:
-    """Report an error raised on purpose, whose message says what to do, or else a bug."""
+    """Report a deliberate error, whose message says what to do, or else a bug."""
     trace = redacted("".join(traceback.format_exception(error)))
     if debug:
         _tell(escaped(trace))
     name, more = type(error).__name__, dict[str, Any]()
     full = isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT, EFBIG, EIO)
     if isinstance(error, OSError) and error.strerror and (error.filename or full):
-        # What was named can't be read or written, or the disk takes no more.
+        # A named file can't be read or written, or the disk is full.
         where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
         code = 1 if full else BAD_INPUT
         return _report(name, f"{where}{error.strerror}", code, as_json)

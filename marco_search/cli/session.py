@@ -1,6 +1,6 @@
-"""What a command that needs Postgres or Redis works with, for as long as it runs.
+"""The session of a command that needs Postgres or Redis.
 
-The schema of an embedded database is brought up to date on the way; a real one's is left to
+The schema of an embedded database is brought up to date; that of a real one is left to
 `marco migrate`, which its owner runs.
 """
 
@@ -51,13 +51,13 @@ class Session:
 
     settings: Settings
     database: Database
-    tenant: str | None  #: whose jobs are seen; None: all tenants'
+    tenant: str | None  #: whose jobs are visible; None: all tenants'
     _stack: ExitStack
 
     def producer(self, tenant: str | None = None, *, notices: bool = True) -> Producer:
         """A producer, of one tenant or of all, that is closed with the session.
 
-        Without `notices` it is not said that jobs do not go on.
+        Without `notices` it does not report that jobs make no progress.
         """
         from producer import Producer
 
@@ -65,7 +65,7 @@ class Session:
         return self._stack.enter_context(Producer(settings=self.settings, tenant=tenant))
 
     def find(self, words: Sequence[str], *, everywhere: bool = False) -> list[UUID]:
-        """The jobs, of the tenant or `everywhere`, that these words or --batch name.
+        """The jobs that these words or --batch name, of the tenant or `everywhere`.
 
         "-" reads the words. Raises what `queries.find_jobs` does.
         """
@@ -100,11 +100,11 @@ def session(
     """Reachable services inside the block.
 
     `creates` says whether the command makes sense where nothing was ever stored: then an
-    embedded database is made if there is none. `migrates` brings the schema of a real database
-    up to date as well. Without `needs_redis` a real database is enough, and none is started for
-    it. Raises DatabaseUnavailable where nothing is stored, and what the database raises.
+    embedded database is created if there is none. `migrates` brings the schema of a real database
+    up to date as well. Without `needs_redis` a real database is enough, and no Redis is started.
+    Raises DatabaseUnavailable if nothing is stored, and what the database raises.
 
-    Whose jobs are seen is what the options of `options.tenants` say, else MARCO_TENANT.
+    The options of `options.tenants`, else MARCO_TENANT, determine whose jobs are visible.
     """
     settings = settings_module.load()
     tenant = options.chosen_tenant(settings.tenant)

@@ -238,7 +238,7 @@ class Job(Input):
     )
     idempotency_key: Annotated[str, at_most(200)] | None = Field(
         default=None,
-        description="Your name for the request, unique per tenant: submitted twice, it creates one job",
+        description="Your name for the request, unique per tenant; submitted twice, it is one job",
     )
     custom_id: Annotated[str, at_most(256)] | None = Field(
         default=None, description="Your name for it, repeated in its result; need not be unique"

@@ -1,8 +1,8 @@
-"""Profiles: what marco-search has to know of a family of models, as data.
+"""Profiles: what marco-search has to know about a family of models, as data.
 
-A profile is a TOML file: those here ship, a user's own lie in MARCO_HOME/profiles or anywhere
-else by path. The one whose `models` fits the model's name best is taken, unless one is named.
-Fields that a file leaves out have the defaults below, which are those of the profile "neutral".
+A profile is a TOML file. Some are included here; a user's own are in MARCO_HOME/profiles, or given
+by path. The one whose `models` matches the model's name best is used, unless one is named. Fields
+that a file omits have the defaults below, which are those of the profile "neutral".
 """
 
 from __future__ import annotations
@@ -73,12 +73,12 @@ class Example(Described):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    user: str = Field(description="What was asked")
-    assistant: str = Field(description="The whole turn that answers it")
+    user: str = Field(description="The question")
+    assistant: str = Field(description="The whole turn with the answer")
 
 
 class Profile(Input):
-    """What is known of a family of models."""
+    """What is known about a family of models."""
 
     name: Annotated[
         str,
@@ -95,15 +95,17 @@ class Profile(Input):
         default="", description="chatml or Jinja text, where the model's own can't be had"
     )
     template_options: dict[str, Any] = Field(
-        default_factory=dict, description="Variables of the chat template, as enable_thinking"
+        default_factory=dict, description="Variables of the chat template, such as enable_thinking"
     )
     system_prompt: str = Field(
-        default="", description="A text or a preset (marco-o1), for jobs that have none"
+        default="", description="A text or a preset (marco-o1), for jobs without their own"
     )
     examples: tuple[Example, ...] = Field(
-        default=(), description="Solved questions put before each question: user, assistant"
+        default=(), description="Solved questions before each question: user, assistant"
     )
-    opening: str = Field(default="", description="Put in front of the model's turn")
+    opening: str = Field(
+        default="", description="Text inserted at the beginning of the model's turn"
+    )
     thought: str = Field(default="", description="Tag that begins a thought; empty: none")
     end_of_thought: str = Field(default="", description="Tag that ends a thought; empty: none")
     output: str = Field(default="", description="Tag that begins the output; empty: none")
@@ -113,7 +115,7 @@ class Profile(Input):
     )
     answer_starts: tuple[str, ...] = Field(
         default=_STARTS,
-        description="Without tags: texts whose sentence begins the answer",
+        description="Without tags: the sentence with one of these texts begins the answer",
     )
     reflection_texts: dict[str, str] = Field(
         default=_REFLECTIONS, description="What makes a thought reconsider, by language; en is "
@@ -125,19 +127,19 @@ class Profile(Input):
     temperature: float | None = Field(default=None, ge=0, le=2, description="Of sampling")
     top_p: Probability | None = Field(default=None, description="Nucleus of sampling")
     max_new_tokens: int | None = Field(
-        default=None, ge=1, lt=2**31, description="Most tokens of a branch"
+        default=None, ge=1, lt=2**31, description="Maximum tokens of a branch"
     )
     strategy: Annotated[str, one_of(lambda: STRATEGIES.keys() - {DEFAULT_STRATEGY})] = Field(
-        default=AUTO, description="What the strategy auto is for it"
+        default=AUTO, description="The strategy that auto stands for"
     )
     search: dict[str, Any] = Field(
         default_factory=dict,
         description="Fields of SearchConfig; in a table named after a strategy, for that alone",
     )
     calibration: dict[str, Any] = Field(
-        default_factory=dict, description="The same, as `marco calibrate` found them"
+        default_factory=dict, description="The same, as measured by `marco calibrate`"
     )
-    measured_on: str = Field(default="", description="What its values come from")
+    measured_on: str = Field(default="", description="Where its values come from")
 
     @field_validator("*", mode="before")
     @classmethod
@@ -185,9 +187,9 @@ class Profile(Input):
         )
 
     def search_fields(self, strategy: str) -> dict[str, Any]:
-        """What it sets of SearchConfig for a strategy; of a greedy one not the temperature.
+        """The fields of SearchConfig that it sets for a strategy; no temperature for a greedy one.
 
-        A job that asks for auto gets `strategy`, and what is set for either.
+        A job that asks for auto gets `strategy`, and the fields that are set for either.
         """
         auto = strategy == DEFAULT_STRATEGY
         found = {n: v for n in _SAMPLING if (v := getattr(self, n)) is not None}
@@ -201,7 +203,7 @@ class Profile(Input):
 
     @cached_property
     def label(self) -> str:
-        """Its name and a hash of all that changes a search: what the trail keeps of it."""
+        """Its name and a hash of all that affects a search, as the trail stores it."""
         text = json.dumps(self.model_dump(mode="json", exclude=_ABOUT), sort_keys=True)
         return f"{self.name} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
@@ -255,7 +257,7 @@ def _read(file: Path, _: int) -> Profile:
 
 
 def files(folder: Path | None = None) -> dict[str, Path]:
-    """Name to file of the profiles that ship and of those in `folder`, which go first."""
+    """Name to file of the included profiles and of those in `folder`, which take precedence."""
     found = {file.stem: file for file in sorted(folder.glob("*.toml"))} if folder else {}
     for file in _shipped():
         found.setdefault(file.stem, file)
@@ -264,11 +266,11 @@ def files(folder: Path | None = None) -> dict[str, Path]:
 
 @cache
 def _shipped() -> tuple[Path, ...]:
-    return tuple(sorted(SHIPPED.glob("*.toml")))  # with each job it would be looked up again
+    return tuple(sorted(SHIPPED.glob("*.toml")))  # otherwise looked up for each job
 
 
 def is_path(name: str) -> bool:
-    """Whether it is a file's path and no name."""
+    """Whether it is a path rather than a name."""
     return "/" in name or name.endswith(".toml")
 
 
@@ -285,7 +287,7 @@ def load(name: str, folder: Path | None = None) -> Profile:
 
 
 def chosen(model: str, folder: Path | None = None) -> Profile:
-    """The profile for a model: whose pattern that fits is the longest; a user's own goes first.
+    """The profile for a model: the longest matching pattern wins, a user's own profiles first.
 
     `model` is a name as servers and folders have it, such as "Qwen/Qwen3-8B".
     """
@@ -302,7 +304,7 @@ def chosen(model: str, folder: Path | None = None) -> Profile:
 
 
 def override(profile: Profile, given: Mapping[str, Any]) -> Profile:
-    """`profile` with some of its fields, or fields of SearchConfig, set otherwise.
+    """`profile` with some of its fields, or fields of SearchConfig, overridden.
 
     Raises InvalidProfile naming the field.
     """
@@ -330,7 +332,7 @@ def override(profile: Profile, given: Mapping[str, Any]) -> Profile:
 
 
 def dumps(profile: Profile) -> str:
-    """The profile as a file, every field and what it means."""
+    """The profile as a file, every field with its meaning."""
     data = profile.model_dump(mode="json", exclude_none=True)
     tables = ("template_options", "reflection_texts", "search", "calibration")
     lines = []
@@ -360,15 +362,15 @@ _SCRIPTS = (
 
 
 def language_of(text: str) -> str:
-    """The language that a text's script tells: most of its letters; "en" for Latin and others.
+    """The language of most of a text's letters, by script; "en" for Latin and others.
 
-    Japanese is known by its kana, among Chinese characters too.
+    Japanese is recognised by its kana, even among Chinese characters.
     """
     if text.isascii():
         return "en"
     letters = Counter(text)
     count = {"en": sum(n for c, n in letters.items() if c.isascii() and c.isalpha())}
-    # One character of these says more than one Latin letter.
+    # One of these characters carries more text than a Latin letter.
     count |= {
         name: 3 * sum(n for c, n in letters.items() if a <= c <= b) for name, a, b in _SCRIPTS
     }
