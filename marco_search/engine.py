@@ -384,6 +384,8 @@ def job_result(
         stop_reason=search.stop_reason,
         vote=config.choice,
         sharpness=config.sharpness,
+        spread=config.spread,
+        reference=config.reference,
         reward=config.reward,
         verifier=config.verifier,
         rollouts=len(tree.rollouts),

@@ -212,7 +212,7 @@ def result_report(result: JobResult, *, thought: bool = False) -> Group:
     if result.expected is not None:
         outcome = {True: "right", False: "wrong", None: "not compared"}[result.correct]
         parts.append(Text(f"expected {one_line(result.expected)}: {outcome}", style="dim"))
-    how = weighting(result.vote, result.sharpness, result.reward)
+    how = weighting(result.vote, result.sharpness, result.reward, result.spread, result.reference)
     ranking = [how] if result.answers else []
     if result.confidence_quantile is not None:
         place = f"{result.confidence_quantile:.0%} of the model's latest jobs"

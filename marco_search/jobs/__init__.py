@@ -410,10 +410,13 @@ class JobResult(Described):
     stop_reason: str | None = Field(None, description="Why the search ended")
     vote: str | None = Field(
         None,
-        description="How the answers were ranked: vote counts rollouts, weighted adds up their "
-        "confidences to the power of sharpness, best takes the most confident. None: never begun",
+        description="How the answers were ranked: vote counts rollouts, weighted adds up min(1, "
+        "(v / e^reference)^(sharpness / spread)) of their values v, best takes the most confident. "
+        "None: never begun",
     )
-    sharpness: float | None = Field(None, description="The power of a weighted vote")
+    sharpness: float | None = Field(None, description="Of a weighted vote, as `vote` says")
+    spread: float | None = Field(None, description="The same")
+    reference: float | None = Field(None, description="The same")
     reward: str | None = Field(
         None, description="Reward by which votes are weighted: confidence, ..."
     )

@@ -15,6 +15,7 @@ so that a chain reads as a text; where the ways part, each begins one column to 
 from __future__ import annotations
 
 import heapq
+import math
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
@@ -297,13 +298,25 @@ def short_id(job_id: object) -> str:
     return str(job_id)[-8:]
 
 
-def weighting(vote: str | None, sharpness: float | None, reward: str | None = None) -> str:
-    """What the shares of the answers are shares of; "" where each rollout has one vote."""
+def weighting(
+    vote: str | None,
+    sharpness: float | None,
+    reward: str | None = None,
+    spread: float | None = None,
+    reference: float | None = None,
+) -> str:
+    """What the shares of the answers are shares of; "" where each rollout has one vote.
+
+    Of the numbers None is the default: see `search.votes.Scale`.
+    """
     name = "confidence" if reward in (None, "rollout") else reward
     if vote == "best":
         confident = name == "confidence"
         return f"ranked by the {'most confident rollout' if confident else f'highest {name}'}"
     if vote != "weighted":
         return ""
-    power = "" if sharpness in (None, 1) else f"^{sharpness:g}"
-    return f"votes weighted by {name}{power}"
+    power = (1.0 if sharpness is None else sharpness) / (spread or 1.0)
+    if reference:
+        name = f"({name}/{math.exp(reference):.3g})"
+    most = ", 1 at most" if reference and reference < 0 else ""
+    return f"votes weighted by {name}{'' if power == 1 else f'^{power:.3g}'}{most}"

@@ -172,6 +172,10 @@ def test_a_result_says_what_its_votes_weigh_and_where_its_confidence_stands() ->
     assert "votes weighted by confidence^128" in text
     assert "higher than in 25% of the model's latest jobs" in text
     assert weighting("weighted", 1.0) == "votes weighted by confidence"
+    assert weighting("weighted", 2.0, "step", spread=1.0, reference=0.0).endswith("by step^2")
+    # A calibrated profile's.
+    said = weighting("weighted", 2.0, "weakest-line", 3.88, -6.69)
+    assert said == "votes weighted by (weakest-line/0.00124)^0.515, 1 at most"
     assert weighting("best", 1.0) == "ranked by the most confident rollout"
     assert weighting("vote", None) == weighting(None, None) == ""
 

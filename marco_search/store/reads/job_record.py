@@ -126,10 +126,10 @@ class JobRecord:
         return next((e for e in self.events if e.event == redaction.EVENT), None)
 
     @property
-    def vote(self) -> tuple[str | None, float | None, str | None]:
-        """How the answers are ranked, the power of a weighted vote, its reward; see JobResult."""
+    def vote(self) -> tuple[Any, ...]:
+        """How the answers are ranked: what `render.layout.weighting` says in words."""
         get = self.config.get
-        return get("choice"), get("sharpness"), get("reward")
+        return get("choice"), get("sharpness"), get("reward"), get("spread"), get("reference")
 
     @property
     def unscored(self) -> tuple[Rollout, ...]:

@@ -397,6 +397,7 @@ _RESULTS = f"""
         prompt_tokens, cached_tokens, seconds, model, revision, expected, correct,
         confidence_quantile, config ->> 'choice' AS vote,
         (config ->> 'sharpness')::float8 AS sharpness,
+        (config ->> 'spread')::float8 AS spread, (config ->> 'reference')::float8 AS reference,
         CASE WHEN config IS NOT NULL THEN coalesce(config ->> 'reward', 'confidence') END AS reward,
         config ->> 'verifier' AS verifier,
         (config ->> 'max_new_tokens')::int AS max_new_tokens,
