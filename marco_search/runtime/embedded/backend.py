@@ -177,12 +177,12 @@ class EmbeddedBackend(BaseBackend):  # type: ignore[misc]  # sglang has no types
             temperature=params.temperature,
             top_p=params.top_p,
             seed=params_of(s).seed,
-            stops=(params.stop,) if isinstance(params.stop, str) else tuple(params.stop or ()),
+            stops=tuple(params.stop or ()),
             stop_ids=self.model.config.eos_ids,
         )
 
     def _prefix_ids(self, s: Any) -> TokenIds:
-        """The executor's text in tokens: the ones that the trail holds, where they are known."""
+        """The executor's text in tokens: those that the trail holds, and the others made here."""
         encode = self.model.tokenizer.encode
         ids = [
             encode(part, bool(at)) if isinstance(part, str) else np.array(part, np.int32)
