@@ -19,7 +19,6 @@ from marco_search.store.db import Conn, Database
 from marco_search.store.queue import leases
 from marco_search.store.queue.leases import JobSignals, Lease
 from marco_search.store.trail import trail, vocabulary
-from marco_search.store.trail.vocabulary import KnownTokens
 from worker import watchdog
 from worker.shutdown import Shutdown
 
@@ -90,10 +89,10 @@ class LeasedJournal(Journal):
     """`beat`, to be called often, extends the lease every `every_s` and polls for signals.
 
     `model` is its name and revision; `begun`: rounds are stored already; `seconds` is the time
-    that earlier attempts searched; `known_tokens` has the texts of tokens that this process need
-    not write again; `retry_s` is the pause between tries while Postgres is unavailable. `on_abort`
-    is called at every beat once the work in flight is useless: the job was cancelled or has
-    expired, the lease is lost, or the worker's time to shut down is over.
+    that earlier attempts searched; `known_tokens` has the ids of the model's tokens whose texts
+    this process has stored; `retry_s` is the pause between tries while Postgres is unavailable.
+    `on_abort` is called at every beat once the work in flight is useless: the job was cancelled or
+    has expired, the lease is lost, or the worker's time to shut down is over.
     """
 
     def __init__(
@@ -107,7 +106,7 @@ class LeasedJournal(Journal):
         seconds: float = 0.0,
         shutdown: Shutdown | None = None,
         on_abort: Callable[[], None] = lambda: None,
-        known_tokens: KnownTokens | None = None,
+        known_tokens: set[int] | None = None,
         retry_s: float = 0.5,
         extend: Read = leases.heartbeat,
         poll: Read = leases.poll,
@@ -122,7 +121,7 @@ class LeasedJournal(Journal):
         self._began = time.monotonic()
         self._shutdown = shutdown or Shutdown()
         self._on_abort = on_abort
-        self._known_tokens = known_tokens or KnownTokens()
+        self._known_tokens = set() if known_tokens is None else known_tokens
         self._retry_s = retry_s
         self._extend, self._poll = extend, poll
         self._unstored: _Unstored | None = None
@@ -154,7 +153,7 @@ class LeasedJournal(Journal):
         The `last` one is left to `write_unstored`, in the transaction that ends the job, which
         saves a commit.
         """
-        missing = self._known_tokens.missing(*self._model, texts)
+        missing = {i: texts[i] for i in texts.keys() - self._known_tokens}
         self._unstored = _Unstored(kept, missing, self.seconds)
         if not last:
             try:
@@ -225,7 +224,7 @@ class LeasedJournal(Journal):
             kept, texts, _ = self._written
             _count(kept)
             logs.now_about(round=kept.number)
-            self._known_tokens.add(*self._model, texts)
+            self._known_tokens.update(texts)
             self._unstored = None
 
     def _should_abort(self) -> bool:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack
 from uuid import UUID
@@ -34,7 +35,6 @@ from marco_search.settings import Settings
 from marco_search.store.db import Conn, Database
 from marco_search.store.queue import leases, scheduling
 from marco_search.store.queue.leases import Claim, Worker
-from marco_search.store.trail.vocabulary import KnownTokens
 from worker import finish
 from worker.journal import PULSE_S, LeasedJournal, Pulse
 from worker.shutdown import Shutdown
@@ -75,7 +75,7 @@ class Runner:
         self._runtime: Runtime | None = None
         self._open_failures = 0  # in a row
         self._open_at = 0.0  # on time.monotonic(): no attempt before
-        self._known_tokens = KnownTokens()
+        self._known_tokens = defaultdict[tuple[str, str], set[int]](set)  # by model and revision
         self._pulse = Pulse(min(PULSE_S, settings.heartbeat_s))
 
     def run_next(self) -> None:
@@ -212,16 +212,17 @@ class Runner:
             runtime.abort()
             scorers.abort()
 
+        model = plan.model, plan.revision
         journal = LeasedJournal(
             self._database,
             claim.lease,
             every_s=self._settings.heartbeat_s,
-            model=(plan.model, plan.revision),
+            model=model,
             seconds=claim.seconds,
             shutdown=self._shutdown,
             on_abort=abort,
             begun=claim.rounds > 0,
-            known_tokens=self._known_tokens,
+            known_tokens=self._known_tokens[model],
             retry_s=self._retry_s,
         )
         with ExitStack() as beating:

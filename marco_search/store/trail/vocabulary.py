@@ -8,31 +8,9 @@ part of what is hashed: the ids are, and the model's tokenizer can spell those.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from threading import Lock
-
-from psycopg.sql import SQL, Identifier
 
 from marco_search.search.tree import Node
 from marco_search.store.db import Conn
-
-
-class KnownTokens:
-    """The ids that this process has written, by model and revision. Shared by threads."""
-
-    def __init__(self) -> None:
-        self._ids: dict[tuple[str, str], set[int]] = {}
-        self._lock = Lock()
-
-    def missing(self, model: str, revision: str, texts: Mapping[int, str]) -> dict[int, str]:
-        """Those of `texts` that are not known to be stored."""
-        with self._lock:
-            known = self._ids.get((model, revision), set())
-            return {i: texts[i] for i in texts.keys() - known}
-
-    def add(self, model: str, revision: str, texts: Mapping[int, str]) -> None:
-        """To be called once these are committed."""
-        with self._lock:
-            self._ids.setdefault((model, revision), set()).update(texts)
 
 
 def write(conn: Conn, model: str, revision: str, texts: Mapping[int, str]) -> None:
@@ -53,7 +31,7 @@ def read(
 ) -> dict[int, str]:
     """The texts of these nodes' candidates by token id, as far as they are stored."""
     ids = {i for node in nodes for token in node.tokens for i, _ in token.top}
-    query = SQL(
-        "SELECT token_id, text FROM {} WHERE model = %s AND revision = %s AND token_id = ANY(%s)"
-    ).format(Identifier(schema, "vocabulary"))
-    return dict(conn.execute(query, [model, revision, sorted(ids)]).fetchall()) if ids else {}
+    query = f"""SELECT token_id, text FROM {schema}.vocabulary
+        WHERE model = %s AND revision = %s AND token_id = ANY (%s)"""  # noqa: S608  # constants
+    given = [model, revision, sorted(ids)]
+    return dict(conn.execute(query.encode(), given).fetchall()) if ids else {}
