@@ -48,7 +48,7 @@ Facts = dict[str, Any]
 def drop(conn: Connection[Any]) -> None:
     """Remove what would stand in the way of a migration: views, and policies with columns.
 
-    The app's policies stay: it goes on working.
+    The app's policies stay, so that it keeps working.
     """
     conn.execute(f"DROP SCHEMA IF EXISTS {views.SCHEMA} CASCADE")
     for table in roles.secured():

@@ -251,7 +251,7 @@ class Producer:
         """
         batch = self.batch(batch_id)
         count, aging_s = 0, self._settings.aging_s
-        # Line by line: those that fail again meanwhile are not started over again.
+        # Line by line: those that fail again meanwhile are not restarted again.
         for after in range(0, batch.lines or 1, _AT_ONCE):
             made = self._call(
                 batches.restart, batch.id, after=after, last=after + _AT_ONCE,

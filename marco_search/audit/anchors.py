@@ -1,7 +1,7 @@
 """Anchors: the head of the chain at some moment, to be kept where the database's owner can't.
 
-The owner of the database can write the whole chain again, and nothing inside it would show
-that. An anchor kept elsewhere does: its head must still stand at its place.
+The owner of the database can rewrite the whole chain, and nothing inside it would show that. An
+anchor kept elsewhere does: its head must still be at its place in the chain.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def check_anchor(
     jobs: int,
     after: Link | None = None,
 ) -> Iterator[Finding]:
-    """What the chain says against an anchor.
+    """Findings of the chain against an anchor.
 
     `link` is the link at the anchor's seq, `after` the one after it; `jobs` are chained up to
     there.
@@ -168,7 +168,7 @@ def check_anchor(
         what = f"rewritten since the anchor of {anchor.made_at}"
         yield Finding("chain", key, what, anchor.head[:16], link.head.hex()[:16], link.job_id)
         return
-    # What an unsigned anchor says beside the head.
+    # The other claims of an anchor, which may be unsigned.
     if anchor.jobs != jobs:
         yield Finding("anchor", key, "jobs", f"{jobs} by the chain", str(anchor.jobs))
     if _moment(anchor.chained_at) != link.at:

@@ -5,9 +5,9 @@
 The number is the link's format (marco_search.audit.formats); in format 1 no zero byte follows
 it. seq is 8 bytes, job 16 (zeros: none), at 8 (microseconds since 2000-01-01 UTC), all
 big-endian. Link 0, written when the database is made, has a random root: its head is the
-database's id. A job that ends twice (it was dead and put back) has two links; the later one
-stands, and verification checks that what the earlier one covered is still there. A job that was
-redacted has one more, of kind redaction, over its rows as they are since.
+database's id. A job that ends twice (it was dead and requeued) has two links; the later one
+counts, and verification checks that what the earlier one covered is still there. A redacted job
+has one more, of kind redaction, over its rows after the redaction.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def follow(
 
 
 def unknown_format(link: Link) -> Finding | None:
-    """That a link is of a format which only a newer version can check."""
+    """The finding for a link of a format that only a newer version can check."""
     if link.format in _PREFIXES:
         return None
     known = " or ".join(map(str, _PREFIXES))
@@ -84,7 +84,7 @@ def unknown_format(link: Link) -> Finding | None:
 
 
 def check_link(link: Link, before: Link | None) -> Finding | None:
-    """What is wrong with a link, given the one before it in the table (None: there is none)."""
+    """Findings about a link, given the one before it in the table, if any."""
     seq = 0 if before is None else before.seq + 1
     if link.seq != seq:
         return Finding("chain", f"seq {seq}", "a link is missing", "a row", f"seq {link.seq} next")
@@ -99,7 +99,7 @@ def check_link(link: Link, before: Link | None) -> Finding | None:
 
 
 def check_links(links: Iterable[Link]) -> Iterator[Finding]:
-    """What is wrong with the whole chain, in order of seq."""
+    """Findings about the whole chain, in order of seq."""
     before = None
     for link in links:
         found = check_link(link, before)

@@ -1,4 +1,4 @@
-"""What verification reports: the rows that are wrong, each job, and the whole database."""
+"""Results of verification: wrong rows, each job, and the whole database."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 from uuid import UUID
 
 MOST_FINDINGS = 1000
-"""Kept of a job, and of a database."""
+"""Maximum findings stored for a job, and for a database."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +31,17 @@ class Status(StrEnum):
     """What verification says about a job."""
 
     VALID = "valid"
-    """It has ended, and everything is as it was then."""
+    """It has ended, and nothing has changed since."""
     OPEN = "open"
-    """It has not ended: its numbers agree, nothing vouches for its rows yet."""
+    """It has not ended: its numbers agree, but nothing proves its rows yet."""
     ARCHIVED = "archived"
-    """Its tree is in an archive; what is left is as it was."""
+    """Its tree is in an archive; what is left has not changed."""
     REDACTED = "redacted"
-    """Its texts were replaced; everything else is as it was."""
+    """Its texts were redacted; nothing else has changed."""
     BROKEN = "broken"
-    """Some row is wrong."""
+    """A row does not match."""
     UNKNOWN = "unknown"
-    """Of a format that only a newer version can check."""
+    """Its format can only be checked by a newer version."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +55,7 @@ class JobReport:
     nodes: int  #: nodes that were checked
     rollouts: int  #: rollouts that were checked
     redacted: bool = False  #: whether its texts were replaced, as the chain says
-    proved: bool = True  #: whether the proof of its end still holds for all that is no text
+    proved: bool = True  #: whether the proof of its end still holds for everything but texts
     external: int = 0  #: of those, with scores from outside: in 0 to 1, but not computed again
     findings: tuple[Finding, ...] = ()  #: in order; the first is the row to look at
 

@@ -1,9 +1,8 @@
 """Whether the rows of one job agree with each other.
 
-A finding's key names its row within the job; empty: the job's own. Votes are counted on the keys
-as they are stored: no text is read again. Of a kind of job whose near-duplicates count as one
-answer, which rollouts belong together is taken from the stored answers. What follows from it is
-checked, that they are alike is not.
+A finding's key names its row within the job; empty: the job's own. Votes are counted by the stored
+keys: no text is read again. For kinds of jobs that merge near-duplicates, the groups are taken from
+the stored answers. What follows from them is checked, but not that their members are alike.
 """
 
 from __future__ import annotations
@@ -45,13 +44,13 @@ _UNPACKED: dict[str, Callable[[dict[str, Any]], None]] = {
 Visits = Mapping[int, tuple[int, float]]
 """Visit count and value by node."""
 _UNMERGED = ("reasoning", "translation")
-"""Kinds of job whose near-duplicates are answers of their own. A new kind may merge them."""
+"""Kinds of jobs that do not merge near-duplicates. A new kind may."""
 
 
 def check_numbers(
     job: dict[str, Any], rows: Rows, visits: Visits | None, kinds: Kinds
 ) -> Iterator[Finding]:
-    """What does not agree. `job`: request and outcome by column; `visits`: as the view shows."""
+    """All disagreements. `job`: request and outcome by column; `visits`: from the view."""
     plan = json.loads(job["plan"]) if job["plan"] else None
     config = plan["config"] if plan else {}
     read: dict[str, list[Any]] = {}
@@ -82,7 +81,7 @@ def check_numbers(
 
 
 def _check_attempts(plan: Mapping[str, Any] | None, attempts: Sequence[Any]) -> Iterator[Finding]:
-    """Every attempt that began has the plan's configuration, prompt and seed."""
+    """Every attempt that started has the plan's configuration, prompt and seed."""
     for attempt in attempts:
         if plan is None or attempt.config is None:
             continue
@@ -135,7 +134,7 @@ def check_answers(
     rollouts: Sequence[Any],
     answers: Sequence[Any],
 ) -> Iterator[Finding]:
-    """What does not follow from the votes."""
+    """Disagreements of the answers with the votes."""
     if not answers and job["state"] != "succeeded":
         return  # ended before anything was ranked
     places, rewarded = voters(rollouts, reward_of(config))

@@ -1,11 +1,11 @@
 """Checks one job: its rows against its proofs and the chain, its numbers against each other.
 
 Each proof is checked by the rules of its own format (marco_search.audit.formats). No proof covers
-the events after a job's end yet. A dead or failed job may be put back; its next end covers what
-was logged until then. Of a job whose last end stands, two events are accepted: that it was
-archived, which must agree with the chained list of the archive, and that it was redacted.
+events after a job's end. A dead or failed job may be requeued; its next end covers what was logged
+until then. After a job's last end two events are accepted: that it was archived, which must agree
+with the archive's chained manifest, and that it was redacted.
 
-A redacted job has a link of its own over its rows as they are since. The proof of its end is
+A redacted job has a separate link over its rows after the redaction. The proof of its end is
 checked on all columns but the texts, if its format commits to these (4 and later).
 """
 
@@ -41,13 +41,13 @@ from marco_search.search.rewards import EXTERNAL, reward_of
 FINAL = ("succeeded", "failed", "cancelled", "dead", "expired")
 DEAD = ("failed", "dead")
 PUT_BACK = "requeued"
-"""The event after which a dead job may run again. No other may."""
+"""The only event after which a dead job may run again."""
 _LATE_US = 3_600_000_000  # an hour: how late a sweep of version 0.1.0 may have noted something
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SealedRun:
-    """One end of a job: its link, the proof kept with it, what is wrong with the link itself."""
+    """One end of a job: its link, the stored proof, and findings about the link itself."""
 
     link: Link
     proof: Proof | None
@@ -129,7 +129,7 @@ def check_job(evidence: Evidence) -> JobReport:
     )
     if job:
         findings += _check_seals(evidence, ended=ended, archived=archived)
-        # One that goes on goes on by the rules of this version, whenever it had ended before.
+        # A job that continues does so by this version's rules, whichever version ended it before.
         rules = number if ended else NEWEST
         known = last is None or last.format == number
         if not archived and known:
@@ -159,7 +159,7 @@ def check_job(evidence: Evidence) -> JobReport:
 
 
 def _check_keys(evidence: Evidence, number: int) -> Iterator[Finding]:
-    """That no two rows have one key: who dropped the primary key may have added one."""
+    """Findings for duplicate keys, which are possible if the primary key was dropped."""
     for name, kind in FORMATS[number].kinds.items():
         counts = Counter(key for key, _ in evidence.rows.get(number, {}).get(name, ()))
         for key, count in counts.items():
@@ -231,7 +231,7 @@ def _check_seals(evidence: Evidence, *, ended: bool, archived: bool) -> Iterator
 def _check_sealed(
     evidence: Evidence, one: SealedRun, *, stands: bool, archived: bool
 ) -> Iterator[Finding]:
-    """A link, its proof, and the rows as they are. `stands`: the job has not run on since."""
+    """Findings of a link, its proof, and the current rows. `stands`: the job has not run since."""
     job_id, link = evidence.job_id, one.link
     if one.finding is not None:
         yield one.finding
@@ -255,7 +255,7 @@ def _check_sealed(
 
 
 def _proof_there(evidence: Evidence, link: Link) -> Proof:
-    """The proof of the rows as they are, by the rules of the link's format."""
+    """The proof of the current rows, by the rules of the link's format."""
     rows, kinds = evidence.rows[link.format], FORMATS[link.format].kinds
     if link.kind == REDACTION:
         return prove(rows, kinds, NO_SALT)
@@ -267,7 +267,7 @@ def _proof_there(evidence: Evidence, link: Link) -> Proof:
 
 
 def _check_redaction(evidence: Evidence, *, ended: bool, archived: bool) -> Iterator[Finding]:
-    """Whether texts are gone by a redaction that somebody had the right to, and only texts."""
+    """Findings unless texts, and only texts, were removed by an authorised redaction."""
     job_id, links, row = evidence.job_id, evidence.redactions, evidence.redaction
     key = f"job {job_id}"
     said = row.at if row and links else None
@@ -340,7 +340,7 @@ def _other_root(table: str, key: str, link: Link, proof: Proof, job_id: UUID) ->
 def _compare(
     evidence: Evidence, link: Link, proof: Proof, there: Proof, *, stands: bool, archived: bool
 ) -> Iterator[Finding]:
-    """Rows that are not as they were. `stands`: the job has not run on since."""
+    """Findings for changed rows. `stands`: the job has not run since."""
     job_id = evidence.job_id
     for kind, spec in FORMATS[link.format].kinds.items():
         before, now = proof.hashes[kind], there.hashes[kind]
@@ -357,7 +357,7 @@ def _compare(
             elif now[key] != was:
                 what = f"the {kind} was changed"
                 yield Finding(spec.table, name, what, _short(was), _short(now[key]), job_id)
-        if stands and kind != "event":  # the log may go on
+        if stands and kind != "event":  # the log may continue
             for key in now.keys() - before.keys():
                 name = _name(job_id, spec.key, key)
                 what = "added after the job had ended"
@@ -390,7 +390,7 @@ def _detail(event: SimpleNamespace) -> dict[str, Any]:
 def _put_back(evidence: Evidence, end: int) -> bool:
     """Whether what followed this end could: it was failed or dead, and then requeued.
 
-    A proof that is gone is a finding of its own, not of this check.
+    A missing proof is a separate finding.
     """
     later = evidence.ends[end + 1] if end + 1 < len(evidence.ends) else None
     before, after = evidence.ends[end].proof, later.proof if later else None
@@ -409,7 +409,7 @@ def _put_back(evidence: Evidence, end: int) -> bool:
 
 
 def _check_late(evidence: Evidence, link: Link, proof: Proof) -> Iterator[Finding]:
-    """What can't be among the events after the end that stands, which `link` chained."""
+    """Findings for events that may not follow the last end, which `link` chained."""
     archived = 0
     for event in _events(evidence, link.format):
         if event.id in proof.hashes["event"]:
@@ -432,7 +432,7 @@ def _check_late(evidence: Evidence, link: Link, proof: Proof) -> Iterator[Findin
 def _wrong_archived(
     evidence: Evidence, link: Link, event: SimpleNamespace, count: int
 ) -> tuple[str, str] | None:
-    """Expected and found, if no archive wrote this event."""
+    """What was expected and found, if no archive wrote this event."""
     if not evidence.archives:
         return "none, since the month is not archived", "archived"
     if count > 1:

@@ -235,7 +235,7 @@ def _archive_month(here: Session, month: Month, path: Path) -> int:
 @click.option("--custom-id", metavar="ID", help="All jobs of lines with this custom_id.")
 @click.option(
     "--batch", type=click.UUID, metavar="ID",
-    help="All jobs of this batch, also those started over, and its refused lines.",
+    help="All jobs of this batch, including restarted ones, and its refused lines.",
 )  # fmt: skip
 @options.tenants
 @click.option("--reason", metavar="TEXT", help="Stored in the audit log, such as a ticket number.")
@@ -282,7 +282,7 @@ def redact(
                     link = here.database.call(redactions.redact, job_id, reason=reason)
                 except RedactionRefused as error:
                     so_far = f"{len(done):,} of {counted(len(ids), 'job')}"
-                    raise RedactionRefused(f"{error}; {so_far} have no texts any more") from None
+                    raise RedactionRefused(f"{error}; {so_far} are redacted") from None
                 done[job_id] = None if link is None else link.seq
         erased = 0 if jobs else here.database.call(redactions.erase_lines, wanted)
     lines = [

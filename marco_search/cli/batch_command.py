@@ -79,7 +79,7 @@ def submit_batch(
 
 def _begun(found: Batch) -> None:
     if not output.as_json() and found.lines:
-        output.note(f"Batch {found.id}: goes on after line {found.lines:,}.")
+        output.note(f"Batch {found.id}: continues after line {found.lines:,}.")
 
 
 @batch.command("status", short_help="Show where batches stand.")
@@ -181,7 +181,7 @@ def cancel_batch(batch_id: UUID) -> None:
     output.report({"cancelled": count}, f"{count:,} cancelled")
 
 
-@batch.command("restart", short_help="Start over what did not succeed.")
+@batch.command("restart", short_help="Restart what did not succeed.")
 @click.argument("batch_id", metavar="ID", type=click.UUID)
 def restart_batch(batch_id: UUID) -> None:
     """Restart the jobs of a batch that were cancelled, expired, failed or are dead.

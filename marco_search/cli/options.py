@@ -107,7 +107,7 @@ class Moment(click.DateTime):
         except click.BadParameter:
             example = datetime(2026, 11, 28, 9, tzinfo=UTC)
             forms = ", ".join(map(example.strftime, self.formats))
-            self.fail(f"{value!r} is no time; it may look like {forms}.", param, ctx)
+            self.fail(f"{value!r} is not a time; write it like {forms}.", param, ctx)
         return found.replace(tzinfo=UTC) if found.tzinfo is None else found
 
 

@@ -187,7 +187,7 @@ def requeue_dead(
         wanted = here.find(jobs)
         for job_id in wanted:
             producer.dead_letter(job_id)  # raises for one that is neither dead nor failed
-        done: dict[UUID, UUID] = {}  # job to the one that goes on
+        done: dict[UUID, UUID] = {}  # job to the one that continues it
         for batch in [wanted] if jobs else _letters(producer, state, error):
             done |= producer.restart(batch) if restart else {i: i for i in producer.requeue(batch)}
     _report_requeued(done, restarted=restart)
@@ -217,8 +217,8 @@ def requeue(jobs: tuple[str, ...], everything: bool, restart: bool) -> None:
     """
     if not restart:
         raise click.UsageError(
-            "Give --restart: a job starts over. `marco dead requeue` continues a dead or failed "
-            "one from its last round."
+            "Give --restart, which creates new jobs. `marco dead requeue` continues dead and "
+            "failed jobs from their last round."
         )
     if bool(jobs) == everything:
         raise click.UsageError("Give jobs, or --all.")
@@ -231,13 +231,13 @@ def requeue(jobs: tuple[str, ...], everything: bool, restart: bool) -> None:
     _report_requeued(done, restarted=True)
     if left := [str(job_id) for job_id in wanted if job_id not in done]:
         raise JobNotFound(
-            f"{counted(len(left), 'job')} can't start over: {', '.join(left[:5])}; dead and failed "
-            "jobs can, and those that were begun and are queued again"
+            f"{counted(len(left), 'job')} can't be restarted: {', '.join(left[:5])}; only jobs "
+            "that are dead, failed, or queued after a start can"
         )
 
 
 def _report_requeued(done: Mapping[UUID, UUID], *, restarted: bool) -> None:
-    """Print what was done: each job, and the new one it goes on as."""
+    """Print what was done: each job, and the new job that replaces it."""
     ids = {str(old): str(new) for old, new in done.items()}
     word = "restarted" if restarted else "requeued"
     lines = [f"{old}  restarted as {new}" if restarted else old for old, new in ids.items()]

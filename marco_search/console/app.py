@@ -244,7 +244,7 @@ def _page_routes(reader: Reader, cache: Cache, access: Access) -> APIRouter:
         try:
             found = reader.matching(word)
         except InputError:
-            raise JobNotFound(f"{word} is no job's id, nor part of one") from None
+            raise JobNotFound(f"{word} is not a job's id, nor part of one") from None
         if str(found[0]) == word and rest:
             raise HTTPException(404)
         if len(found) > 1:

@@ -176,7 +176,7 @@ def run(
         )
 
     # A queue and not `concurrent.futures.wait`: Ctrl-C while that takes the futures' locks leaves
-    # them taken, and every search waits for ever.
+    # them locked, and every search waits forever.
     ended = SimpleQueue[Trace | BaseException | None]()
     no_more = Event()
 

@@ -1,7 +1,7 @@
 """Job kinds: what a caller submits, how each asks the model, and how its answer is read.
 
-A kind is one module: its job model, subject, prompt, answer reader and merge rule. `KINDS` is
-where it is registered; parsing, help texts, filters and SQL follow from there.
+A kind is one module: its job model, subject, prompt, answer reader and merge rule. It is
+registered in `KINDS`, from which parsing, help texts, filters and SQL follow.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ def kind_of(job: Job) -> Kind[Any]:
 
 
 def subject_fields() -> list[str]:
-    """The fields that hold the caller's own text, each once: what SQL looks for in payloads."""
+    """The fields that may hold the caller's own text, each once, for SQL on payloads."""
     return list(dict.fromkeys(kind.model.subject_field for kind in KINDS.values()))
 
 
 def own_fields(kind: Kind[Any]) -> dict[str, str]:
-    """The kind's fields beside its subject and those of all jobs, with what each means."""
+    """The kind's own fields, without its subject, each with its description."""
     shared = {*Job.model_fields, kind.model.subject_field}
     fields = kind.model.model_fields.items()
     return {name: field.description or "" for name, field in fields if name not in shared}
@@ -77,10 +77,10 @@ def parse_job(data: Mapping[str, Any]) -> Job:
 
 
 def checked(job: Job | Mapping[str, Any]) -> Job:
-    """The job as a worker will read it from what is stored. Raises InvalidJob.
+    """The job as a worker will read it from the database. Raises InvalidJob.
 
-    Nothing has looked at one that `model_copy` changed, and a field of a new kind may have a type
-    that is not read back from JSON.
+    `model_copy` does not validate its changes, and a field of a new kind may have a type that can't
+    be read back from JSON.
     """
     if not isinstance(job, Job):
         job = parse_job(job)
@@ -143,7 +143,7 @@ def job_from_json_line(line: bytes | str, line_number: int) -> Job:
 
 
 def strict_json(text: str) -> Any:
-    """What JSON text holds; InvalidJob for a name given twice and for NaN and Infinity."""
+    """The value of JSON text. Raises InvalidJob for duplicate names, NaN and Infinity."""
     return json.loads(text, object_pairs_hook=_once_each, parse_constant=_refuse_constant)
 
 

@@ -1,4 +1,4 @@
-"""What every job kind can do: ask the model, and read an answer out of its turn.
+"""The base of job kinds: they ask the model, and read an answer from its turn.
 
 A turn is `<Thought> ... </Thought> <Output> ... </Output>`, in the tags of the model's
 `TurnFormat`. It may begin inside the thought (`TurnFormat.opening` is put in by the search), and
@@ -44,7 +44,7 @@ SYSTEM_PROMPTS = {
 
 @dataclass(frozen=True, slots=True)
 class ExtractedAnswer:
-    """An answer found in an Output part. What no database keeps in a text becomes U+FFFD."""
+    """An answer found in an Output part. Characters that can't be stored become U+FFFD."""
 
     key: str  #: normalised: votes are counted on it
     display: str  #: as a reader should see it
@@ -58,34 +58,34 @@ class ExtractedAnswer:
 
 
 class Kind(ABC, Generic[JobT]):
-    """One job kind. Stateless and pure. `text` is always the assistant's turn, in `turn`'s tags."""
+    """A kind of job. Stateless and pure. `text` is always the assistant's turn, in its tags."""
 
     model: type[JobT]
-    """Its jobs. The kind's name is the default of their `kind`."""
+    """The model of its jobs. The kind's name is the default of their `kind`."""
     answer_width: ClassVar[int] = 3
-    """Samples worth drawing where a thought ends (`SearchConfig.answer_width`)."""
+    """Samples to draw where a thought ends (`SearchConfig.answer_width`)."""
     one_answer: ClassVar[bool] = False
-    """Whether one answer is right. If so a strategy may reflect and stop at a clear lead."""
+    """Whether only one answer is right. Strategies may then reflect, and stop at a clear lead."""
 
     @property
     def name(self) -> str:
-        """What jobs of this kind have as their `kind`."""
+        """The value of `kind` in jobs of this kind."""
         return str(self.model.model_fields["kind"].default)
 
     def user_turn(self, job: JobT) -> str:
-        """The text of the user's turn; here the subject as it is. Never reads `job.expected`."""
+        """The text of the user's turn, by default the subject. Never reads `job.expected`."""
         return job.subject
 
     @abstractmethod
     def read(self, output: str) -> ExtractedAnswer | None:
-        """The answer in an Output part; None if it holds nothing that can be one."""
+        """The answer in an Output part; None if it has none."""
 
     def messages(
         self, job: JobT, system: str = "", examples: Iterable[tuple[str, str]] = ()
     ) -> list[Message]:
         """The chat prompt: system prompt, solved examples (user, assistant) and the user's turn.
 
-        `system` is for a job without a system prompt of its own. Empty: none.
+        `system` is for jobs without their own system prompt; empty: none.
         """
         system = job.system_prompt or system
         turns = [("system", SYSTEM_PROMPTS.get(system, system))] if system else []
@@ -98,7 +98,7 @@ class Kind(ABC, Generic[JobT]):
         """The Thought part alone: up to its end, else to the output, else to the end."""
         body = without_end(text, turn).lstrip()
         body = body.removeprefix(turn.thought)
-        # A thought that went on after it was closed runs to its last end.
+        # A thought that continued after an end extends to its last end.
         end = _last(body, turn.thought_ends)
         if end < 0 and turn.output:
             end = body.find(turn.output)
@@ -120,7 +120,7 @@ class Kind(ABC, Generic[JobT]):
         try:
             return None if output is None else self.read(output)
         except Exception:
-            # Of one rollout: what a model writes must not fail the job.
+            # It costs this rollout only: a model's text must not fail the job.
             log.exception("a %s answer can't be read", self.name)
             return None
 
@@ -130,14 +130,14 @@ class Kind(ABC, Generic[JobT]):
         return None if found is None else found.key
 
     def merge(self, answers: Sequence[tuple[str, float]]) -> list[str]:
-        """For each (key, value) pair, in order, the key it counts under.
+        """For each (key, value) pair, in order, the key that it counts under.
 
-        That is where near-duplicates become one answer. Here: its own.
+        This is where a kind merges near-duplicates; by default each key is its own.
         """
         return [key for key, _ in answers]
 
     def equal(self, found: str, expected: str) -> bool:
-        """Whether two answers, both written as an Output part would be, are the same one."""
+        """Whether two answers, both written as in an Output part, are the same."""
         a, b = self.read(found), self.read(expected)
         return a is not None and b is not None and a.key == b.key
 
@@ -155,12 +155,12 @@ def _open_output(text: str, turn: TurnFormat) -> str:
 
 
 def _last(text: str, texts: Sequence[str]) -> int:
-    """Where the last of `texts` in `text` begins; -1 if there is none."""
+    """Index in `text` of the last occurrence of any of `texts`; -1 if there is none."""
     return max(map(text.rfind, texts), default=-1)
 
 
 def without_end(text: str, turn: TurnFormat) -> str:
-    """A turn without what ended it: special tokens and stop texts, but an output's end tag."""
+    """A turn without special tokens and stop texts at its end, except an output's end tag."""
     text = text.rstrip()
     for end in (*TURN_END, *turn.stops):
         if end != turn.end_of_output:

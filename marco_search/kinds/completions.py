@@ -1,8 +1,8 @@
-"""Chat completions: a request in OpenAI's shape as the fields of a job, and the other way round.
+"""Chat completions: converts requests in OpenAI's format to jobs, and results to responses.
 
-`model` names how it is searched: a strategy, a profile, or both as "tree:qwen3"; "marco-search" is
-the default of both. Which model answers is the workers' matter, and the response names it. A member
-`marco` of the body sets fields of the job: {"kind": "open_ended", "options": {"rollouts": 8}}.
+`model` names how to search: a strategy, a profile, or both as in "tree:qwen3"; "marco-search" is
+the default of both. The language model is the workers' setting, and the response names it. `marco`
+in the body sets fields of the job: {"kind": "open_ended", "options": {"rollouts": 8}}.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _IGNORED = {
     "user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "service_tier",
     "store", "parallel_tool_calls",
 }  # fmt: skip
-# Asked for like this they change nothing.
+# With these values they have no effect.
 _IDLE: dict[str, tuple[Any, ...]] = {
     "logprobs": (False,), "top_logprobs": (0,), "frequency_penalty": (0,), "presence_penalty": (0,),
     "logit_bias": ({},), "response_format": ({"type": "text"},), "modalities": (["text"],),
@@ -95,7 +95,7 @@ def body_fields(
 
 
 def asked_field(field: str, body: Mapping[str, Any], subjects: Mapping[str, str]) -> str:
-    """The field of a chat completion's body that gave the job's `field`; without one, `field`."""
+    """The field of a chat completion's body that set the job's `field`; if none, `field`."""
     if _gave(body.get("marco") or {}, field):
         return f"marco.{field}"
     head, _, option = field.partition(".")
@@ -108,7 +108,7 @@ def asked_field(field: str, body: Mapping[str, Any], subjects: Mapping[str, str]
 
 
 def _gave(own: Mapping[str, Any], field: str) -> bool:
-    """Whether the fields of a job that a caller set have this one."""
+    """Whether this field is among the fields of a job that a caller set."""
     head, _, rest = field.partition(".")
     if rest and head in ("options", "overrides") and isinstance(own.get(head), Mapping):
         return _gave(own[head], rest)
@@ -171,7 +171,7 @@ def _turn(place: str, message: object) -> tuple[str, str]:
 
 
 def _part(part: object) -> str | None:
-    """The text of a part of a message; None of one that is no text."""
+    """The text of a part of a message; None for other parts."""
     if not isinstance(part, dict) or part.get("type", "text") != "text":
         return None
     text = part.get("text")

@@ -2,8 +2,8 @@
 
 Two outputs are the same solution if their normalised texts share most of their character
 trigrams: Jaccard index |A and B| / |A or B| >= NEAR. Trigrams need no word boundaries, so
-the rule is the same for Chinese. A changed word keeps two texts together; another idea in other
-words keeps them apart, and so does the same idea in quite other words.
+the rule is the same for Chinese. Texts that differ in a word count as one solution; a different
+idea, or the same idea in entirely different words, counts as another.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from marco_search.kinds.answers.normalization import text_answer, text_key
 from marco_search.kinds.base import ExtractedAnswer, Kind
 
 NEAR = 0.6
-"""Least Jaccard index of near-duplicates."""
+"""Minimum Jaccard index of near-duplicates."""
 
 
 class OpenEndedJob(Job):
@@ -58,9 +58,9 @@ class OpenEnded(Kind[OpenEndedJob]):
 def cluster(outputs: Sequence[tuple[str, float]]) -> list[list[int]]:
     """Groups of near-duplicate (output, value) pairs, as indices, the best group first.
 
-    Outputs are taken by falling value (then by text): each joins the nearest group leader it
-    is a near-duplicate of, or leads a new group. A group's first index is its leader. What
-    groups with what does not depend on the order of `outputs`.
+    Outputs are processed by descending value (then by text): each joins the nearest group leader
+    that it is a near-duplicate of, or leads a new group. A group's first index is its leader. The
+    groups do not depend on the order of `outputs`.
     """
     keys = [text_key(output) for output, _ in outputs]
     order = sorted(range(len(outputs)), key=lambda i: (-outputs[i][1], keys[i], i))

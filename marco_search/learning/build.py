@@ -1,8 +1,8 @@
-"""Makes a data set of stored trees: its folder, and in the database where each line came from.
+"""Makes a data set from stored trees: its folder, and in the database the origin of each line.
 
-A preference pair is, in one tree, a path to the answer and a path to another that it won against.
-The cleanest pair is a fork: both sides are the same text up to a token that the model was unsure
-of, and one token decided. Such pairs go first, then those that share most.
+A preference pair is a path to the answer and a path to an answer that lost, in one tree. The
+cleanest pair is a fork: both sides are the same text up to a token that the model was unsure of,
+and one token decided. Such pairs come first, then those that share most.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def from_traces(
     kind: Kind = "sft",
     name: str | None = None,
 ) -> dict[str, Any]:
-    """Make a data set of these jobs at `folder` and keep where it came from; its manifest.
+    """Make a data set from these jobs at `folder` and register its origins; its manifest.
 
-    `wanted` is what jobs and paths must be, `rules` what lines must be, among it that no two are
-    equal (`duplicates.rules`). Raises InputError if there is something at `folder`, TrailBroken if
-    jobs do not verify, RightsMissing.
+    `wanted` are the rules for jobs and paths, `rules` those for lines, including duplicates
+    (`duplicates.rules`). Raises InputError if `folder` exists, TrailBroken if jobs do not verify,
+    RightsMissing.
     """
     with database.transaction() as conn:
         if not reads_tables(conn) or conn.execute(_MAY).fetchone() != (True,):
@@ -91,14 +91,14 @@ def from_traces(
 
 
 def _selection(chosen: Filter) -> dict[str, Any]:
-    """What was asked for, and the tenant in any case: null is all."""
+    """The filter as given, always with the tenant; null: all."""
     asked = {k: v for k, v in asdict(chosen).items() if v}
     plain = {k: list(map(str, v)) if k == "jobs" else str(v) for k, v in asked.items()}
     return {"tenant": chosen.tenant} | {("ids" if k == "jobs" else k): v for k, v in plain.items()}
 
 
 def _sources(folder: Path, kind: Kind) -> Iterator[Source]:
-    """Where each line of a folder that was just written came from."""
+    """The origin of each line of a folder that was just written."""
     roles: tuple[Role, ...] = ("sample",) if kind == "sft" else ("chosen", "rejected")
     for _, row in samples.places(folder, samples.KINDS[kind]):
         about = row.provenance
@@ -109,17 +109,17 @@ def _sources(folder: Path, kind: Kind) -> Iterator[Source]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fork:
-    """A rollout that was made to begin with a token that another had passed over."""
+    """A rollout that begins with a token that another had passed over."""
 
     rollout_id: int
-    start_id: int  #: the node that both sides go on from
+    start_id: int  #: the node that both sides continue from
     position: int  #: tokens generated before
     taken: str | None
     passed_over: str | None
 
 
 def pairs_of(reader: Reader, chosen: Filter) -> Iterator[Pair]:
-    """The best pairs of each job that the rules keep, each with another loser, by the job's id."""
+    """The best pairs of each job that pass the rules, each with a different loser, by job id."""
     for tree in reader.trees(chosen):
         won, lost = tree.learnable(reader), _lost(tree)
         if won and not lost:
@@ -153,25 +153,25 @@ def pair(tree: Tree, won: Rollout, lost: Rollout, fork: Fork | None = None) -> P
 
 
 def _lost(tree: Tree) -> list[Rollout]:
-    """The rollouts with an answer that is neither the job's nor said to be right."""
+    """The rollouts with an answer that is neither the job's nor known to be right."""
     won = {w.rollout_id for w in tree.winners}
     others = (r for r in tree.rollouts if r.answer is not None and r.rollout_id not in won)
     return [r for r in others if not tree.verified(r)]
 
 
 def _shared(one: Sequence[Any], other: Sequence[Any]) -> int:
-    """How much both begin with."""
+    """The common beginning."""
     return sum(takewhile(bool, map(eq, one, other)))
 
 
 def _rank(tree: Tree, won: Rollout, lost: Rollout) -> tuple[Any, ...]:
-    """Greater is better: a fork, the most nodes shared, the best winner, the first loser."""
+    """Sort key, highest first: a fork, most shared nodes, the best winner, the first loser."""
     forked = _forked(won, lost) is not None
     return forked, _shared(won.path, lost.path), -tree.winners.index(won), -lost.rollout_id
 
 
 def _forked(won: Rollout, lost: Rollout) -> Rollout | None:
-    """The one that was made to begin with another token where the two part."""
+    """The one that was forced to begin with another token where the two diverge."""
     last = won.path[_shared(won.path, lost.path) - 1]
     return next((r for r in (won, lost) if r.forced is not None and r.start_id == last), None)
 

@@ -2,7 +2,7 @@
 
 `samples.jsonl` has one Sample a line: `messages` as TRL, LLaMA-Factory and axolotl read them.
 `pairs.jsonl` has one Pair a line: TRL's conversational preference format; LLaMA-Factory gets a
-file of its own, for it wants messages where TRL wants lists of one. Parquet has the same columns.
+separate file, as it needs messages where TRL needs lists of one. Parquet has the same columns.
 
 Each column has one type on every line and no nulls: Hugging Face's loader takes the types from
 the first megabytes and fails at a line that differs. So `provenance`, whose shape depends on the
@@ -43,7 +43,7 @@ def canonical(value: Any) -> bytes:
 
 @dataclass(frozen=True)
 class _Row:
-    """What samples and pairs share."""
+    """Base of samples and pairs."""
 
     NAME: ClassVar[str]
     """Of the files, without ending."""
@@ -58,7 +58,7 @@ class _Row:
 
     @property
     def contents(self) -> Iterator[str]:
-        """What its messages say, the prompt's first."""
+        """The contents of its messages, the prompt's first."""
         return (message["content"] for text in self._texts for message in text)
 
     @property
@@ -98,7 +98,7 @@ class _Row:
 
 @dataclass(frozen=True)
 class Sample(_Row):
-    """A conversation whose last message is learned."""
+    """A conversation of which the last message is learned."""
 
     NAME = "samples"
     TEXTS = ("messages",)
@@ -120,7 +120,7 @@ class Sample(_Row):
 
     @property
     def response(self) -> str:
-        """What it learns to write."""
+        """What the model learns to write."""
         return self.messages[-1]["content"]
 
 
@@ -139,7 +139,7 @@ class Pair(_Row):
     chosen: Sequence[Message]
     rejected: Sequence[Message]
     shared_prefix: int
-    """Characters that both begin with."""
+    """Length of the common beginning, in characters."""
     language: str
     tenant: str | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)

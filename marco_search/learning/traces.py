@@ -1,7 +1,7 @@
-"""Samples from stored trees: of each job the best path to its answer, if the rules keep it.
+"""Samples from stored trees: of each job the best path to its answer, if it passes the rules.
 
-Jobs are read a few at a time from one moment of the database, and each is verified first: what a
-model learns is what the trail proves.
+Jobs are read a few at a time from one snapshot of the database, and each is verified first, so
+that a model only learns what the trail proves.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ _JOBS_AT_ONCE, _NODES_AT_ONCE = 100, 10_000
 """Verified together: some 50 MB."""
 _SHOWN = 5
 ACCEPTED = 0.5
-"""The least that a verifier says of an answer that counts as right."""
+"""Minimum score of a verifier for an answer to count as right."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What a job must come to."""
+    """Rules for jobs and paths."""
 
     least_share: float = 0.5  #: of its answer in the vote, 0 to 1
     least_confidence: float = 0.0  #: of its answer, 0 to 1
@@ -61,7 +61,7 @@ class Rules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredJob:
-    """What the view audit.jobs has of a job, and its root in the chain, hex."""
+    """A job from the view audit.jobs, with its root in the chain, hex."""
 
     job_id: UUID
     tenant: str
@@ -81,10 +81,10 @@ class StoredJob:
 
 
 def job_rules(rules: Rules) -> dict[str, Rule]:
-    """What a job is left out by, before its tree is read; the first one counts."""
+    """Rules applied before a job's tree is read; the first that fails counts."""
 
     def voted(rule: Callable[[StoredJob], str | None]) -> Callable[[StoredJob], str | None]:
-        """The rule where the voted answer is what counts."""
+        """A rule that only applies to the voted answer."""
         return lambda j: rule(j) if rules.answer == "voted" or j.expected is None else None
 
     return {
@@ -123,7 +123,7 @@ def _less(what: str, value: float, least: float) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeText:
-    """What a node adds to the text."""
+    """The text of a node."""
 
     job_id: UUID
     node_id: int
@@ -169,7 +169,7 @@ class Tree:
         return without_end(turn.opening + "".join(self.nodes[i].text for i in path), turn)
 
     def _reflection(self, rollout: Rollout) -> int:
-        """The place of the last reflection on its path; -1: there is none."""
+        """Index of the last reflection on its path; -1 if there is none."""
         places = (i for i, n in enumerate(rollout.path) if self._reflects(n))
         return max(places, default=-1)
 
@@ -189,7 +189,7 @@ class Tree:
         return bool(before) and before.isdisjoint(w.rollout_id for w in self.winners)
 
     def learnable(self, reader: Reader) -> list[Rollout]:
-        """The paths to its answer that the rules keep, best first; if none, `reader` counts why."""
+        """The paths to its answer that pass the rules, best first; if none, `reader` counts why."""
         rules = self.rules
         accepted = (True,) if rules.verified else (True, None)
         known = [w for w in self.winners if self.verified(w) in accepted]
@@ -218,11 +218,11 @@ class Tree:
         return None
 
     def about(self, rollout: Rollout) -> dict[str, Any]:
-        """Where its text came from."""
+        """The origin of its text."""
         return {"rollout": rollout.rollout_id, "nodes": list(rollout.path)}
 
     def provenance(self, won: Rollout) -> dict[str, Any]:
-        """Where a line that teaches this path came from."""
+        """The origin of a line with this path."""
         stored = self.stored
         return {
             "job": str(stored.job_id),
@@ -237,13 +237,13 @@ class Tree:
 
     @property
     def language(self) -> str:
-        """The language of what was asked."""
+        """The language of the question."""
         return profiles.language_of(kind_of(self.job).user_turn(self.job))
 
 
 @dataclass(slots=True)
 class Reader:
-    """Reads the trees of jobs that the rules keep, and counts what they leave out."""
+    """Reads the trees of jobs that pass the rules, and counts those that do not."""
 
     conn: Conn  #: of a snapshot
     rules: Rules = field(default_factory=Rules)
@@ -267,7 +267,7 @@ class Reader:
                 yield tree
 
     def samples(self, chosen: Filter) -> Iterator[Sample]:
-        """A sample of each job that the rules keep, by the job's id."""
+        """A sample of each job that passes the rules, by job id."""
         for tree in self.trees(chosen):
             if good := tree.learnable(self):
                 one = Random(f"{self.rules.seed} {tree.stored.job_id}").choice
@@ -297,7 +297,7 @@ class Reader:
             )
 
     def read(self, part: Sequence[StoredJob]) -> Iterator[Tree]:
-        """The trees of jobs that have answers, but for those that can't be read or asked here."""
+        """The trees of jobs with answers, except those that can't be read or rendered here."""
         ranked = queries.answers(self.conn, [str(stored.job_id) for stored in part])
         nodes: defaultdict[UUID, dict[int, NodeText]] = defaultdict(lambda: {ROOT: _ROOT})
         wanted = "audit.nodes WHERE job_id = ANY (%s)"
@@ -372,7 +372,7 @@ _OTHER_PROFILE = (
 
 
 def _prompt(job: Job, model: str, label: str) -> tuple[Message, ...] | None:
-    """What the model was given; None if the profile of that label can't be had here."""
+    """The messages given to the model; None if the profile of that label is not available here."""
     try:
         profile = profile_of(job.options, model)
     except InvalidProfile:

@@ -131,7 +131,7 @@ def _delete(conn: Conn, file_id: UUID) -> int:
 
 
 def content(database: Database, file: UploadedFile) -> Iterator[bytes]:
-    """A file's parts, each read in a transaction of its own. Raises FileNotFound half-way."""
+    """A file's parts, each read in its own transaction. May raise FileNotFound half-way."""
     left, number = file.bytes, 0
     while left:
         with database.transaction() as conn:

@@ -1,7 +1,7 @@
 """The public SQL interface: views in the schema `audit`, for people who read with SQL.
 
-They are made again whenever their definition (views.sql) changed, by `migrations.upgrade` and
-not by migrations of their own: they follow from the tables.
+They are recreated by `migrations.upgrade` whenever their definition (views.sql) has changed, and
+need no migrations, since they are derived from the tables.
 """
 
 from __future__ import annotations

@@ -301,7 +301,7 @@ def test_where_it_stops_it_says_how_many_are_redacted(database: Database, ended:
     (queued,) = insert(database, question())
     result = CliRunner().invoke(cli, ["redact", "--yes", str(ended), str(queued.id)])
     assert "cancel it first" in str(result.exception)
-    assert "1 of 2 jobs have no texts any more" in str(result.exception)
+    assert "1 of 2 jobs are redacted" in str(result.exception)
     assert verify_job(database, ended).redacted
 
 

@@ -242,12 +242,12 @@ def test_bad_arguments_exit_with_2(
         ),
         (
             ["archive", "months", "--before", "2026-13"],
-            "invalid value for '--before': '2026-13' is no time; it may look like 2026-11, "
+            "invalid value for '--before': '2026-13' is not a time; write it like 2026-11, "
             "2026-11-28",
         ),
         (
             ["export", "out", "--since", "yesterday"],
-            "invalid value for '--since': 'yesterday' is no time; it may look like 2026-11-28, "
+            "invalid value for '--since': 'yesterday' is not a time; write it like 2026-11-28, "
             "2026-11-28T09:00:00, 2026-11-28T09:00:00+0000",
         ),
         (

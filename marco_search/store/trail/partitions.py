@@ -1,12 +1,12 @@
 """The trail's partitions: one for each month and table, in a schema that only the owner enters.
 
 Job ids are UUIDs of version 7, which begin with the time: the jobs of a month are a range of
-ids. `job_id = X` therefore reads one partition, and a month is dropped without touching a
-row of another. What fits no month lands in the default partition: nothing is ever refused.
+ids. `job_id = X` therefore reads one partition, and a month is dropped without touching a row of
+another. Rows that fit no month go to the default partition: nothing is ever refused.
 
-Rights of the tables hold for their partitions only as long as nobody names a partition;
-that is why they have a schema of their own. Triggers for whole statements are not inherited,
-so each partition gets its own (migrations/functions.sql).
+Rights on a table do not protect a partition that is accessed by name, so partitions are in a
+separate schema. Statement triggers are not inherited, so each partition gets its own
+(migrations/functions.sql).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from psycopg import Connection
 
 SCHEMA = "partitions"
 MONTHS_AHEAD = 3
-"""Made before they are needed: for so long nobody needs to run `ensure`."""
+"""Created ahead of time: for this long nobody needs to run `ensure`."""
 
 
 def ensure(conn: Connection[Any], *, ahead: int = MONTHS_AHEAD) -> list[str]:

@@ -1,8 +1,8 @@
-"""What the candidates read: texts of tokens by the model's own numbers, each kept once.
+"""Texts of candidates by token id, each stored once.
 
-The trail has ids only of what the model could have said instead. Their texts come with the
-answers of the runtime and are kept beside the trail, once for a model's revision. They are no
-part of what is hashed: the ids are, and the model's tokenizer can spell those.
+The trail has only the ids of what the model could have generated instead. Their texts come with
+the replies of the runtime and are stored beside the trail, once per revision of a model. They are
+not hashed: the ids are, and the model's tokenizer has their texts.
 """
 
 from __future__ import annotations
