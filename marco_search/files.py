@@ -8,8 +8,8 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -27,21 +27,10 @@ def whole(path: Path) -> Iterator[Path]:
         yield path
         return
     path = Path(os.path.realpath(path)) if path.is_symlink() else path
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with _ending_by_exception():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part.touch()
-        except OSError as error:
-            raise InputError(
-                f"{path}: {error.strerror}; name a folder that can be written to"
-            ) from None
-        try:
-            yield part
-            _sync(part)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+    with _part_of(path, Path.touch) as part:
+        yield part
+        _sync(part)
+        part.replace(path)
 
 
 @contextmanager
@@ -55,44 +44,46 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         not folder.is_dir() or any(folder.iterdir()) or folder.samefile(Path.cwd())
     ):
         raise InputError(f"{folder}: already exists; name a new folder, or remove it first")
-    part = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}.part")
-    with _ending_by_exception():
+    with _part_of(folder, Path.mkdir) as part:
+        yield part
+        for path in part.iterdir():
+            _sync(path)
         try:
-            part.mkdir(parents=True)
-        except OSError as error:
-            raise InputError(f"{part.parent}: {error.strerror}; name a folder in one that can be "
-                             "written to") from None  # fmt: skip
-        try:
-            yield part
-            for path in part.iterdir():
-                _sync(path)
-            try:
-                part.replace(folder)
-            except OSError as error:  # another was made meanwhile
-                raise InputError(f"{folder}: {error.strerror}; name a new folder") from None
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+            part.replace(folder)
+        except OSError as error:  # another was made meanwhile
+            raise InputError(f"{folder}: {error.strerror}; name a new folder") from None
 
 
 @contextmanager
-def _ending_by_exception() -> Iterator[None]:
-    """Inside the block SIGTERM and SIGHUP, where they would end the process, raise SystemExit.
+def _part_of(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    """Something beside `path` that is removed at the end, unless it was moved.
 
-    Else what was begun would stay.
+    Also when the process is told to end: inside the block SIGTERM and SIGHUP raise SystemExit.
     """
 
     def end(number: int, _: object) -> None:
         sys.exit(128 + number)  # as shells have it
 
-    caught = []
-    if threading.current_thread() is threading.main_thread():  # no other can
-        numbers = (signal.SIGTERM, signal.SIGHUP)
-        caught = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    part = path.with_name(f".{path.name}.{uuid4().hex[:8]}.part")
+    main = threading.current_thread() is threading.main_thread()  # no other gets signals
+    numbers = (signal.SIGTERM, signal.SIGHUP) if main else ()
+    caught = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
     for number in caught:
         signal.signal(number, end)
     try:
-        yield
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            make(part)
+        except OSError as error:
+            raise InputError(
+                f"{path}: {error.strerror}; name a folder that can be written to"
+            ) from None
+        yield part
     finally:
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        with suppress(OSError):
+            part.unlink()
         for number in caught:
             signal.signal(number, signal.SIG_DFL)
 
