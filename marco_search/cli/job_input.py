@@ -156,11 +156,6 @@ def _takes_text(annotation: Any) -> bool:
     return get_origin(annotation) in (Annotated, Union, UnionType) and any(map(_takes_text, parts))
 
 
-def read_jobs(path: str, options: dict[str, Any] | None = None) -> list[Job]:
-    """The jobs in a file, see `read_lines`."""
-    return list(read_lines(path, options).values())
-
-
 def read_lines(path: str, options: dict[str, Any] | None = None) -> dict[int, Job]:
     """The jobs in a file by line, in order; "-" is standard input. Blank lines are skipped.
 

@@ -25,7 +25,7 @@ from marco_search.cli.job_input import (
     given_options,
     job_from_options,
     kind_options,
-    read_jobs,
+    read_lines,
     search_options,
 )
 from marco_search.cli.job_text import jobs_table, result_json, result_report, show_following
@@ -185,7 +185,8 @@ def demo(file: str | None, concurrency: int, real: bool, **values: Any) -> None:
     """
     began, batch_id = time.monotonic(), uuid4()
     defaults = REAL_OPTIONS if real else OPTIONS
-    jobs = read_jobs(file or str(EVERYDAY if real else EXAMPLES), defaults | given_options(values))
+    file = file or str(EVERYDAY if real else EXAMPLES)
+    jobs = list(read_lines(file, defaults | given_options(values)).values())
     if real:
         _say(WEAK)
         path = models.get(settings_module.load(), REAL_MODEL)

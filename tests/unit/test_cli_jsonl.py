@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from marco_search.cli.job_input import checked, read_jobs
+from marco_search.cli.job_input import checked, read_lines
 from marco_search.errors import InputError, InvalidBatch, InvalidJob
 from marco_search.kinds import ReasoningJob, TranslationJob
 
@@ -21,7 +21,7 @@ def test_jobs_come_in_order_and_blank_lines_are_skipped(tmp_path: Path) -> None:
     path.write_bytes(
         GOOD + b"\n\n  \r\n" + '{"kind":"translation","text":"你好"}\r\n'.encode() + GOOD
     )
-    first, second, third = read_jobs(str(path))
+    first, second, third = read_lines(str(path)).values()
     assert isinstance(first, ReasoningJob)
     assert isinstance(second, TranslationJob)
     assert second.text == "你好"
@@ -79,14 +79,14 @@ def test_an_empty_or_missing_file_is_refused(tmp_path: Path) -> None:
     empty = tmp_path / "empty.jsonl"
     empty.write_bytes(b"\n \n")
     with pytest.raises(InputError, match="no job in it"):
-        read_jobs(str(empty))
+        read_lines(str(empty))
     with pytest.raises(InputError, match="No such file"):
-        read_jobs(str(tmp_path / "missing.jsonl"))
+        read_lines(str(tmp_path / "missing.jsonl"))
 
 
 def test_standard_input_can_be_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BufferedReader(io.BytesIO(GOOD))))
-    assert len(read_jobs("-")) == 1
+    assert len(read_lines("-")) == 1
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_a_file_of_another_format_is_named(tmp_path: Path, data: bytes, words: s
     path = tmp_path / "jobs"
     path.write_bytes(data)
     with pytest.raises(InputError, match=words):
-        read_jobs(str(path))
+        read_lines(str(path))
 
 
 def test_an_expected_number_is_its_text() -> None:

@@ -9,19 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from marco_search.cli.job_input import read_jobs
+from marco_search.cli.job_input import read_lines
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 @pytest.mark.parametrize("name", ["demo.jsonl", "batch.jsonl"])
 def test_example_files_hold_valid_jobs_of_every_kind(name: str) -> None:
-    jobs = read_jobs(str(EXAMPLES / name))
+    jobs = read_lines(str(EXAMPLES / name)).values()
     assert {job.kind for job in jobs} == {"reasoning", "translation", "open_ended"}
 
 
 def test_the_demo_asks_in_english_and_chinese_and_knows_the_answers() -> None:
-    jobs = read_jobs(str(EXAMPLES / "demo.jsonl"))
+    jobs = read_lines(str(EXAMPLES / "demo.jsonl")).values()
     questions = [job for job in jobs if job.kind == "reasoning"]
     chinese = [job for job in questions if any("一" <= c <= "鿿" for c in job.subject)]
     assert len(chinese) >= 6
