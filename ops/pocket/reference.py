@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from marco_search.pocket import held_out
 from ops.pocket.problems import REFLECTION, TEXTS
-from ops.pocket.tokenizer import END_OF_TURN, token_id, user_prompt
+from ops.pocket.tokenizer import END_OF_TURN, user_prompt
 
 NEW_TOKENS, TOP = 32, 5
 
@@ -32,7 +32,7 @@ def reference(
     user = source if isinstance(source, str) else held_out(source[0])[source[1]]["question"]
     thought = f"{first}\n{REFLECTION}\n" if first else ""
     ids = tokenizer.encode(f"{user_prompt(user)}<Thought>\n{thought}").ids
-    generated, stop = list[int](), token_id(tokenizer, END_OF_TURN)
+    generated, stop = list[int](), tokenizer.token_to_id(END_OF_TURN)
     top: list[list[list[float]]] = []
     while len(generated) < NEW_TOKENS and stop not in generated:
         with torch.inference_mode():  # without a cache: nothing to go wrong

@@ -26,14 +26,6 @@ def user_prompt(user: str) -> str:
     return f"<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
 
 
-def token_id(tokenizer: Tokenizer, token: str) -> int:
-    """The id of a token that must exist; ValueError otherwise."""
-    found: int | None = tokenizer.token_to_id(token)
-    if found is None:
-        raise ValueError(f"the tokenizer has no token {token}")
-    return found
-
-
 def build_tokenizer(samples: int = 20_000, seed: int = 0) -> Tokenizer:
     """Trains the merges on generated samples; the same seed gives the same tokenizer."""
     tokenizer = Tokenizer(models.BPE())

@@ -30,8 +30,9 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from marco_search.pocket import MODEL_DIR
+from ops.pocket.problems import Segment
 from ops.pocket.samples import Sample, draw_sample
-from ops.pocket.tokenizer import END_OF_TURN, PADDING, build_tokenizer, token_id, user_prompt
+from ops.pocket.tokenizer import END_OF_TURN, PADDING, build_tokenizer, user_prompt
 
 RATE, WARM_UP_STEPS = 2e-3, 50
 POOL = 512  # samples that are sorted by length together
@@ -57,11 +58,11 @@ def encode_sample(tokenizer: Tokenizer, sample: Sample) -> Encoded:
     """The conversation of a sample. Prompts and slips are not learned."""
     ids = tokenizer.encode(user_prompt(sample.user)).ids
     learned = [False] * len(ids)
-    for segment in sample.segments:
+    for segment in (*sample.segments, Segment(END_OF_TURN)):
         part = tokenizer.encode(segment.text).ids
         ids += part
         learned += [segment.learned] * len(part)
-    return [*ids, token_id(tokenizer, END_OF_TURN)], [*learned, True]
+    return ids, learned
 
 
 def batches(tokenizer: Tokenizer, seed: int, rank: int, tokens: int) -> Iterator[Batch]:
@@ -69,7 +70,7 @@ def batches(tokenizer: Tokenizer, seed: int, rank: int, tokens: int) -> Iterator
 
     Samples come in pools, sorted by length within a pool so that little is padded.
     """
-    padding, rng = token_id(tokenizer, PADDING), random.Random(f"pocket/{seed}/{rank}")
+    padding, rng = tokenizer.token_to_id(PADDING), random.Random(f"pocket/{seed}/{rank}")
     while True:
         pool = [encode_sample(tokenizer, draw_sample(rng)) for _ in range(POOL)]
         pool.sort(key=lambda item: len(item[0]))
