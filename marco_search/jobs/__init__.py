@@ -45,8 +45,18 @@ MAX_TEXT_CHARS = 65_536
 but only the runtime knows that limit, and reports it as PromptTooLong."""
 MAX_TENANT_CHARS = 64
 MAX_METADATA_ENTRIES = 32
-SYSTEM_PROMPT_PRESETS = ("marco-o1",)
-"""Names that `system_prompt` accepts instead of a text (marco_search.kinds.base)."""
+SYSTEM_PROMPTS = {
+    "marco-o1": (
+        "你是 Marco-o1，一个训练有素的 AI 助手，"
+        "由阿里巴巴国际数字商业集团的 AI Business 团队研发。\n\n"
+        "## 回答格式\n"
+        "先思考，再作答。思考过程写在 <Thought> 标签内，最终结果写在 <Output> 标签内。\n"
+        "<Thought> 内尽量使用英文；引用原文时保留原文的语言，数学内容用 markdown 书写。\n"
+        "<Output> 内使用用户提问所用的语言。\n"
+    )
+}
+"""Names that `system_prompt` accepts in place of a text. "marco-o1": our wording of the deployed
+Marco-o1's."""
 
 MetadataValue = str | int | float | bool
 Text = Annotated[str, at_most(MAX_TEXT_CHARS)]
@@ -308,8 +318,8 @@ class Job(Input):
     @classmethod
     def _known_preset(cls, value: str | None) -> str | None:
         # A single word close to a preset's name is a typo, not a prompt.
-        if value is not None and value not in SYSTEM_PROMPT_PRESETS and " " not in value:
-            meant = nearest(value, SYSTEM_PROMPT_PRESETS)
+        if value is not None and value not in SYSTEM_PROMPTS and " " not in value:
+            meant = nearest(value, SYSTEM_PROMPTS)
             if meant is not None:
                 raise ValueError(f"unknown preset {shown(value)}; did you mean {meant!r}?")
         return value

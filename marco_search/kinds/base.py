@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
-from marco_search.jobs import Job
+from marco_search.jobs import SYSTEM_PROMPTS, Job
 from marco_search.jobs.validation import shown, storable
 from marco_search.search.branches import MARCO_O1, Message, TurnFormat
 
@@ -28,18 +28,6 @@ JobT = TypeVar("JobT", bound=Job)
 
 TURN_END = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "</s>")
 """Special tokens that a runtime may leave at the end of the text."""
-
-SYSTEM_PROMPTS = {
-    "marco-o1": (
-        "你是 Marco-o1，一个训练有素的 AI 助手，"
-        "由阿里巴巴国际数字商业集团的 AI Business 团队研发。\n\n"
-        "## 回答格式\n"
-        "先思考，再作答。思考过程写在 <Thought> 标签内，最终结果写在 <Output> 标签内。\n"
-        "<Thought> 内尽量使用英文；引用原文时保留原文的语言，数学内容用 markdown 书写。\n"
-        "<Output> 内使用用户提问所用的语言。\n"
-    )
-}
-"""Preset name to text. "marco-o1": our wording of the deployed Marco-o1's."""
 
 
 @dataclass(frozen=True, slots=True)

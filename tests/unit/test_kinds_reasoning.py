@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from marco_search.jobs import SYSTEM_PROMPTS
 from marco_search.kinds import KINDS, ReasoningJob, kind_of
-from marco_search.kinds.base import SYSTEM_PROMPTS
 from marco_search.search.branches import Message
 
 KIND = KINDS["reasoning"]
