@@ -20,6 +20,8 @@ from operator import add, floordiv, mul, sub
 from pathlib import Path
 from typing import Any, Literal
 
+from marco_search.search.branches import MARCO_O1
+
 Language = Literal["en", "zh"]
 Operator = Literal["+", "-", "*", "/"]
 
@@ -33,8 +35,7 @@ HARD_WEIGHTS = {5: 1, 6: 1}
 TEXTS: dict[str, Any] = json.loads(Path(__file__).with_name("texts.json").read_text("utf-8"))
 # {n} owner, {f} friend, {i} thing, {m} Chinese measure word, {v} operand, {s} start value.
 WORDING: dict[Language, dict[str, Any]] = TEXTS["problems"]
-# Marco-o1, section 5: appended at the end of a thought to make the model check itself.
-REFLECTION = "Wait! Maybe I made some mistakes! I need to rethink from scratch."
+REFLECTION = MARCO_O1.reflection
 JUMP_CHANCE = 0.66
 WRONG_ATTEMPT_CHANCE = 0.75
 SLIPS = (1, -1, 2, -2, 9, -9, 10, -10, 20, -20, 100, -100)
