@@ -103,14 +103,15 @@ def unpark(conn: Conn, begun_on: str, limit: int = 100) -> None:
     )
 
 
-_DUE = """
+DUE = """
     state = 'queued' AND run_after <= now() AND paused_at IS NULL
     AND tenant NOT IN (SELECT name FROM tenants WHERE paused_at IS NOT NULL)
     AND NOT EXISTS (SELECT FROM tenants WHERE name = '' AND paused_at IS NOT NULL)
 """
-_UNPUBLISHED = f"SELECT id FROM jobs WHERE {_DUE} AND published_at IS NULL ORDER BY run_after"  # noqa: S608
+"""Condition on a job: a worker may begin it, or go on with it, now."""
+_UNPUBLISHED = f"SELECT id FROM jobs WHERE {DUE} AND published_at IS NULL ORDER BY run_after"  # noqa: S608
 _STALE = f"""
-    SELECT id FROM jobs WHERE {_DUE} AND parked_at IS NULL
+    SELECT id FROM jobs WHERE {DUE} AND parked_at IS NULL
         AND published_at < now() - make_interval(secs => %(stale_s)s)
     ORDER BY published_at
 """  # noqa: S608
@@ -163,7 +164,7 @@ def resumed(conn: Conn, tenant: str, limit: int = 1000) -> list[UUID]:
 
     Any beyond `limit` are found by `stale_published`.
     """
-    query = f"SELECT id FROM jobs WHERE {_DUE} AND %(tenant)s IN ('', tenant) ORDER BY turn_at"  # noqa: S608
+    query = f"SELECT id FROM jobs WHERE {DUE} AND %(tenant)s IN ('', tenant) ORDER BY turn_at"  # noqa: S608
     return _mark_published(conn, query, limit, tenant=tenant)
 
 

@@ -21,6 +21,7 @@ from marco_search import metrics
 from marco_search.errors import MarcoError
 from marco_search.metrics import Metric
 from marco_search.store.db import Conn, Database
+from marco_search.store.queue.scheduling import DUE
 from marco_search.store.queue.states import FINAL
 from marco_search.store.reads import queries
 
@@ -40,12 +41,8 @@ _OPEN = "SELECT tenant, state, paused_at, parked_at, run_after FROM jobs WHERE"
 _QUEUE = f"""
     SELECT tenant,
         CASE WHEN state = 'queued' AND paused_at IS NOT NULL THEN 'paused' ELSE state END, count(*),
-        coalesce(extract(epoch FROM now() - min(run_after) FILTER (
-            WHERE state = 'queued' AND paused_at IS NULL AND parked_at IS NULL
-                AND run_after <= now()
-                AND tenant NOT IN (SELECT name FROM tenants WHERE paused_at IS NOT NULL)
-                AND NOT EXISTS (SELECT FROM tenants WHERE name = '' AND paused_at IS NOT NULL)
-        )), 0)::float8
+        coalesce(extract(epoch FROM now() - min(run_after)
+            FILTER (WHERE parked_at IS NULL AND {DUE})), 0)::float8
     FROM ({_OPEN} state = 'queued' AND published_at IS NULL
         UNION ALL {_OPEN} state = 'queued' AND published_at IS NOT NULL
         UNION ALL {_OPEN} state = 'running'
