@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -343,6 +344,18 @@ def test_a_line_that_is_there_twice_is_restarted_once(producer: Producer) -> Non
     producer.cancel_all(batch_id=batch)
     assert producer.restart_batch(batch) == 1
     assert producer.restart_batch(batch) == 0
+
+
+def test_a_restart_counts_though_the_clock_is_behind_that_of_the_submission(
+    producer: Producer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = producer.submit_many([question()])[0].batch_id
+    assert batch
+    producer.cancel_all(batch_id=batch)
+    an_hour_ago = time.time_ns() - 3_600_000_000_000
+    monkeypatch.setattr("time.time_ns", lambda: an_hour_ago)
+    assert producer.restart_batch(batch) == 1
+    assert producer.batch(batch).states == {"queued": 1}
 
 
 _FAILS_AT_ONCE = """

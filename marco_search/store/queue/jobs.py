@@ -186,7 +186,8 @@ def copy(conn: Conn, which: str, given: Mapping[str, object], aging_s: float) ->
         """.encode(),  # noqa: S608  # constants
         given,
     ).fetchall()
-    copies = {old: new_job_id() for old, _ in stored}
+    # Above the old ids, whatever the clock here says: of a line the job with the highest counts.
+    copies = {old: max(new_job_id(), UUID(int=old.int + 1)) for old, _ in stored}
     insert_rows(conn, [row | {"id": str(copies[old])} for old, row in stored], aging_s)
     return copies
 
