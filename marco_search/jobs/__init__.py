@@ -64,7 +64,7 @@ ProfileName = Annotated[
     str,
     spelt(
         "[A-Za-z0-9][A-Za-z0-9._-]{0,63}",
-        "a name: 64 letters, digits, '.', '_' and '-' at most, a letter or a digit first",
+        "at most 64 letters, digits, '.', '_' and '-', and begin with a letter or a digit",
     ),
 ]
 

@@ -82,7 +82,7 @@ class Profile(Input):
 
     name: Annotated[
         str,
-        spelt(r"[a-z0-9][a-z0-9._-]*", "a name: lower-case letters, digits, '.', '_' and '-'"),
+        spelt(r"[a-z0-9][a-z0-9._-]*", "lower-case letters, digits, '.', '_' and '-'"),
     ] = Field(default=NEUTRAL, description="Its name")
     models: tuple[str, ...] = Field(
         default=(), description="Model names it is for, with * for any text; in lower case"

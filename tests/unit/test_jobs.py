@@ -127,7 +127,11 @@ def test_jobs_are_frozen() -> None:
         ({"options": {"reflection": "maybe"}}, "options.reflection", "never, branch, always"),
         ({"options": {"selection": "uctt"}}, "options.selection", "did you mean 'uct'"),
         ({"options": {"reward": "leaf"}}, "options.reward", "path, rollout"),
-        ({"options": {"profile": "../mine"}}, "options.profile", "a name: 64 letters, digits"),
+        (
+            {"options": {"profile": "../mine"}},
+            "options.profile",
+            "must be at most 64 letters, digits",
+        ),
         ({"options": {"early_stop": "yes"}}, "options.early_stop", "true or false"),
         ({"options": {"rollout": 3}}, "options.rollout", "did you mean 'rollouts'"),
         ({"options": {"rollouts": 10**5000}}, "options.rollouts", "at most 4,096"),
