@@ -130,7 +130,7 @@ class Producer:
         """
         if not isinstance(jobs, Iterable) or isinstance(jobs, Mapping | Job | str | bytes):
             raise InvalidJob("jobs", f"must be several jobs, not {shown(jobs)}; submit accepts one")
-        batch = None if batch_id is None else batch_uuid(batch_id)
+        batch = batch_uuid(batch_id)
         several = []
         for i, job in enumerate(jobs):
             try:
@@ -161,10 +161,10 @@ class Producer:
         """
         whose = self._own(None)
         uploads.check(lines, source, options, metadata)
-        named = None if batch_id is None else batch_uuid(batch_id)
         batch = self._call(
-            batches.begin, tenant=whose, source=source, metadata=metadata, batch_id=named
-        )
+            batches.begin, tenant=whose, source=source, metadata=metadata,
+            batch_id=batch_uuid(batch_id),
+        )  # fmt: skip
         begun(batch)
         uploads.upload(batch, lines, options or {}, partial(self._store_part, batch), waits=waits)
         return self.batch(batch.id)
@@ -206,8 +206,7 @@ class Producer:
     def batches(self, *, limit: int = 20, after: BatchId | None = None) -> list[Batch]:
         """The latest batches, newest first; with `after`, those that follow that one."""
         check_number("limit", limit)
-        last = None if after is None else batch_uuid(after)
-        return self._call(batches.latest, tenant=self._tenant, limit=limit, after=last)
+        return self._call(batches.latest, tenant=self._tenant, limit=limit, after=batch_uuid(after))
 
     def batch_results(self, batch_id: BatchId) -> Iterator[JobResult]:
         """The results of a batch's jobs that have ended, in the order of its lines.
@@ -216,8 +215,7 @@ class Producer:
         grow with the batch. Raises JobNotFound.
         """
         batch = self.batch(batch_id)
-        last = batch.lines
-        for after in range(0, last, _LINES_AT_ONCE):
+        for after in range(0, batch.lines, _LINES_AT_ONCE):
             with self._database.transaction() as conn:
                 lines = batches.lines(conn, batch.id, after=after, last=after + _LINES_AT_ONCE)
                 ids = [line.job_id for line in lines if line.job_id is not None]
@@ -401,8 +399,7 @@ class Producer:
         A sentence by reason: "paused", "no_model", "no_worker". Waits log these as warnings.
         """
         ids = None if jobs is None else job_uuids(jobs)
-        batch = None if batch_id is None else batch_uuid(batch_id)
-        waiting = self._call(queries.unfinished, self._tenant, ids, batch)
+        waiting = self._call(queries.unfinished, self._tenant, ids, batch_uuid(batch_id))
         return reasons(waiting, self._settings)
 
     def ended(self, jobs: Iterable[JobId]) -> list[JobResult]:
@@ -470,7 +467,7 @@ class Producer:
         """
         whose = self._whose(tenant) or None
         require(state in (None, "queued", "running"), "state", "one of queued, running", state)
-        batch = None if batch_id is None else batch_uuid(batch_id)
+        batch = batch_uuid(batch_id)
         cancelled: dict[UUID, JobState] = {}
         if batch is not None and state is None:
             self._call(batches.mark_cancelled, batch, tenant=whose)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from enum import Enum
+from typing import overload
 from uuid import UUID
 
 from marco_search.errors import BatchNotFound, InvalidJob, JobNotFound
@@ -50,9 +51,13 @@ def job_uuids(jobs: JobId | Iterable[JobId]) -> list[UUID]:
     return [job_uuid(job) for job in jobs]
 
 
-def batch_uuid(batch: BatchId) -> UUID:
+@overload
+def batch_uuid(batch: BatchId) -> UUID: ...
+@overload
+def batch_uuid(batch: BatchId | None) -> UUID | None: ...
+def batch_uuid(batch: BatchId | None) -> UUID | None:
     """The batch's id. Raises BatchNotFound for text that is not an id, InvalidJob for others."""
-    if isinstance(batch, UUID):
+    if batch is None or isinstance(batch, UUID):
         return batch
     require(isinstance(batch, str), "batch_id", "a batch's id", batch)
     try:
