@@ -32,7 +32,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from enum import Enum
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
@@ -46,22 +46,17 @@ Ints = npt.NDArray[np.int64]
 MAX_ROWS = 256  # no more rows than this are multiplied at once
 _PROBE_ROWS = 64
 _SMALL_PRODUCT = 1_000_000  # OpenBLAS takes other kernels for M * N * K up to this
-_LANES = 64  # columns are cut at multiples of this
+_MULTIPLE = 64  # columns are cut at multiples of this
 _LARGE_BYTES = 64 << 20  # of weights: more than caches hold
 
 
-class MatmulMode(Enum):
+@dataclass(frozen=True, slots=True, eq=False)
+class MatmulMode:
     """How a product is computed; see the module's text."""
 
-    PANELS = "panels"
-    EIGHTS = "eights"
-    LANES = "lanes"
-    SINGLE = "single"
-
-    @property
-    def counts(self) -> Sequence[int]:
-        """The row counts that are multiplied."""
-        return _COUNTS[self]
+    counts: Sequence[int]  #: the row counts that are multiplied
+    rows: int = 0  #: the most of one product
+    columns: int = 0  #: of a panel; 0: there are none
 
     def pad(self, x: Floats) -> Floats:
         """`x` with rows of zeros up to the next row count of this mode."""
@@ -71,25 +66,17 @@ class MatmulMode(Enum):
         return padded
 
 
-_PANEL = {
-    MatmulMode.PANELS: (32, 32),
-    MatmulMode.EIGHTS: (8, 32),
-    MatmulMode.LANES: (16, 64),
-}
-"""The most rows, and the columns, of one product."""
-_PANEL_ROWS = (2, 6, 8, 12, 14, 18, 20, 24, 26, 30, 32)
-_COUNTS: dict[MatmulMode, Sequence[int]] = {
-    # As few tiles as rows allow, all of one size.
-    MatmulMode.PANELS: [
-        tiles * rows
-        for tiles in range(1, MAX_ROWS // 32 + 1)
-        for rows in _PANEL_ROWS
-        if tiles * rows > (tiles - 1) * 32
-    ],
-    MatmulMode.EIGHTS: range(8, MAX_ROWS + 1, 8),
-    MatmulMode.LANES: range(16, MAX_ROWS + 1, 16),
-    MatmulMode.SINGLE: range(1, MAX_ROWS + 1),
-}
+# As few tiles as rows allow, all of one size.
+_TILED = [
+    tiles * rows
+    for tiles in range(1, MAX_ROWS // 32 + 1)
+    for rows in (2, 6, 8, 12, 14, 18, 20, 24, 26, 30, 32)
+    if tiles * rows > (tiles - 1) * 32
+]
+PANELS = MatmulMode(_TILED, 32, 32)
+EIGHTS = MatmulMode(range(8, MAX_ROWS + 1, 8), 8, 32)
+LANES = MatmulMode(range(16, MAX_ROWS + 1, 16), 16, 64)
+SINGLE = MatmulMode(range(1, MAX_ROWS + 1))
 
 
 class Team:
@@ -135,18 +122,18 @@ class Linear:
     def __init__(self, weight: Floats) -> None:
         inner, self._columns = weight.shape
         # The tail of a row of results may be summed by other code: there is none.
-        padded = -(-self._columns // _LANES) * _LANES
+        padded = -(-self._columns // _MULTIPLE) * _MULTIPLE
         self.weight = np.zeros((inner, padded), np.float32)
         self.weight[:, : self._columns] = weight
         self._panels: list[Floats] = []
         self._team = Team()
-        self.mode = MatmulMode.SINGLE
+        self.mode = SINGLE
 
     def compute(self, mode: MatmulMode, team: Team) -> None:
         """Multiply this way from now on. Once in panels, they take the place of `weight`."""
         self.mode, self._team = mode, team
-        if mode in _PANEL:
-            self._panels = _in_panels(self.weight, *_PANEL[mode])
+        if mode is not SINGLE:
+            self._panels = _in_panels(self.weight, mode.rows, mode.columns)
             self.weight = self.weight[:0]
 
     def __call__(self, x: Floats) -> Floats:
@@ -159,7 +146,7 @@ class Linear:
 
     def _by_panels(self, x: Floats) -> Floats:
         count, _, columns = self._panels[0].shape
-        tile = len(x) // -(-len(x) // _PANEL[self.mode][0])
+        tile = len(x) // -(-len(x) // self.mode.rows)
         rows = x.reshape(1, -1, tile, x.shape[1])
         total = np.empty((len(x), count * columns), np.float32)
         # [panels, tiles, rows of a tile, columns of a panel]: a panel meets all tiles at once.
@@ -169,7 +156,7 @@ class Linear:
             at = 0
             for panels in self._panels:
                 inner = slice(at, at + panels.shape[1])
-                if self.mode is MatmulMode.LANES:
+                if self.mode is LANES:
                     lanes = rows[..., inner].swapaxes(2, 3)
                     found = np.matmul(panels[part, None].swapaxes(2, 3), lanes).swapaxes(2, 3)
                     sum_ = np.positive if at == 0 else partial(np.add, view[part])
@@ -187,7 +174,7 @@ class Linear:
         """Whether rows are independent of each other when computed this way (measured)."""
         inner, outer = self.weight.shape
         # A slice tells how sums are made, as long as it is on the same side of small products.
-        columns = _SMALL_PRODUCT // inner // _LANES * _LANES + _LANES
+        columns = _SMALL_PRODUCT // inner // _MULTIPLE * _MULTIPLE + _MULTIPLE
         probe = Linear(self.weight[:, : min(outer, columns)])
         probe.compute(mode, Team())
         rng = np.random.default_rng(0)
@@ -218,13 +205,13 @@ def choose_mode(linears: Sequence[Linear], team: Team) -> tuple[MatmulMode, Team
     Returns it, and who shares out the work: `team` for a large model, one thread for others.
     """
     of_shape = {linear.weight.shape: linear for linear in linears}.values()
-    modes = [MatmulMode.PANELS, MatmulMode.EIGHTS]
+    modes = [PANELS, EIGHTS]
     if sum(linear.weight.nbytes for linear in linears) > _LARGE_BYTES:
-        modes.insert(1, MatmulMode.LANES)
+        modes.insert(1, LANES)
     else:
         team = Team()
     usable = (mode for mode in modes if all(x.is_invariant(mode) for x in of_shape))
-    chosen = next(usable, MatmulMode.SINGLE)
+    chosen = next(usable, SINGLE)
     for linear in linears:
         linear.compute(chosen, team)
     return chosen, team

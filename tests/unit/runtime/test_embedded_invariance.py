@@ -19,7 +19,7 @@ import pytest
 from marco_search.pocket import MODEL_DIR
 from marco_search.runtime.embedded import linear as linear_module
 from marco_search.runtime.embedded.batch import GenerationRequest, Row
-from marco_search.runtime.embedded.linear import Linear, MatmulMode, Team, choose_mode
+from marco_search.runtime.embedded.linear import SINGLE, Linear, Team, choose_mode
 from tests.tiny_model import write_model
 from tests.unit.runtime.embedded_rig import answer, engine_of, flush_cache, request
 
@@ -133,7 +133,7 @@ def test_the_chosen_mode_is_invariant(
 
 def test_single_rows_are_always_right() -> None:
     linear = Linear(np.eye(3, 4, dtype=np.float32))
-    assert linear.mode is MatmulMode.SINGLE
+    assert linear.mode is SINGLE
     assert linear(np.ones((2, 3), np.float32)).tolist() == [[1, 1, 1, 0]] * 2
 
 
