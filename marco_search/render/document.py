@@ -35,6 +35,7 @@ def document(
         "answers": [
             answer.model_dump(mode="json")
             | {"rollouts": [rollout.rollout_id for rollout in record.reaching(answer)]}
+            | {"best_rollout": (best := record.best(answer)) and best.rollout_id}
             for answer in record.answers
         ],
         "winning_path": list(record.winning_path),

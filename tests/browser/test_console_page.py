@@ -129,7 +129,7 @@ def test_rounds_play_back_to_what_the_database_says(job: str, open_page: OpenPag
     until(lambda: page.inner_text("[data-do=play]") == "Play")
 
 
-def test_an_answer_marks_its_paths(job: str, open_page: OpenPage) -> None:
+def test_an_answer_marks_its_paths(job: str, console: Running, open_page: OpenPage) -> None:
     page = drawn(open_page(job))
     record = record_of(SEARCH)
     page.click("[data-answer='2']")
@@ -139,6 +139,17 @@ def test_an_answer_marks_its_paths(job: str, open_page: OpenPage) -> None:
     assert page.get_attribute("[data-answer='2']", "aria-pressed") == "true"
     page.click("[data-answer='2']")
     assert marked.count() == 0
+
+    # Selected is where the best of them ended: of a search with another reward than confidence.
+    others = [replace(r, value=1 - r.value) for r in record.rollouts]
+    attempts = tuple(replace(a, config={"reward": "tail"}) for a in record.attempts)
+    other = replace(record, rollouts=tuple(others), attempts=attempts)
+    console.reader.put(other, tokens_of(SEARCH))
+    ids = record.answers[1].rollout_ids
+    best = max((r for r in others if r.rollout_id in ids), key=lambda r: (r.value, -r.rollout_id))
+    page = drawn(open_page(job))
+    page.click("[data-answer='2']")
+    assert selected(page) == best.leaf_id
 
     # A sample of a data set leads to its rollout.
     page = drawn(open_page(f"{job}#rollout-3"))

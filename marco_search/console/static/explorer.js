@@ -61,17 +61,16 @@ export class Explorer {
 
   markAnswer(rank) {
     this.rank = this.rank === rank ? null : rank;
-    this.mark(this.answers.find((one) => one.rank === this.rank)?.rollouts ?? []);
+    const answer = this.answers.find((one) => one.rank === this.rank);
+    this.mark(answer?.rollouts ?? [], answer?.best_rollout);
   }
 
-  // Marks the paths of these rollouts, and selects where the best of them ended.
-  mark(ids) {
+  // Marks the paths of these rollouts, and selects where one of them ended.
+  mark(ids, best = ids[0]) {
     this.marked = ids;
     this.#mark();
-    const paths = this.tree.rollouts.filter((one) => ids.includes(one.rollout_id));
-    if (!paths.length) return;
-    const best = paths.reduce((a, b) => (b.path_confidence > a.path_confidence ? b : a));
-    this.select(this.tree.byId.get(best.path.at(-1)));
+    const shown = this.tree.rollouts.find((one) => one.rollout_id === best);
+    if (shown) this.select(this.tree.byId.get(shown.path.at(-1)));
   }
 
   #mark() {

@@ -19,6 +19,7 @@ from marco_search.errors import InvalidJob
 from marco_search.jobs import Answer, Job, explained
 from marco_search.kinds import parse_job
 from marco_search.search.actions import Action
+from marco_search.search.rewards import CONFIDENCE
 from marco_search.search.tree import Node, Rollout, Shortfalls
 from marco_search.store import views
 from marco_search.store.db import Conn, M, select
@@ -102,6 +103,12 @@ class JobRecord:
     def reaching(self, answer: Answer) -> tuple[Rollout, ...]:
         """The rollouts that reach an answer."""
         return tuple(r for r in self.rollouts if r.rollout_id in answer.rollout_ids)
+
+    def best(self, answer: Answer) -> Rollout | None:
+        """The one of these whose vote weighs most, whose text the answer is; None: archived."""
+        own = self.config.get("reward", CONFIDENCE[0]) in CONFIDENCE
+        votes = [(r.path_confidence if own else r.value, r) for r in self.reaching(answer)]
+        return max(votes, key=lambda vote: (vote[0], -vote[1].rollout_id))[1] if votes else None
 
     @property
     def config(self) -> dict[str, Any]:
