@@ -101,7 +101,7 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least `share` of the values do not exceed."""
+    """The value that this share of the sorted values lies before."""
     return sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
 
