@@ -9,10 +9,10 @@ Celery's time limit (SIGUSR1), or by SIGTERM where a service manager signals eve
 import mmap
 import os
 import signal
-import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ctypes import c_double
 from types import FrameType
 
 
@@ -20,7 +20,7 @@ class Shutdown:
     """The deadline of running rounds. Shared with processes forked after it was created."""
 
     def __init__(self) -> None:
-        self._shared_deadline = mmap.mmap(-1, 8)  # anonymous and shared
+        self._shared_deadline = c_double.from_buffer(mmap.mmap(-1, 8))  # anonymous and shared
         self._own_deadline = 0.0  # of this process only
         self._time_limit = False  # is what set it
 
@@ -29,25 +29,25 @@ class Shutdown:
 
         Of several requests the earliest deadline counts. Safe in a signal handler.
         """
-        deadline = _earlier(self._shared(), time.monotonic() + within_s)
-        struct.pack_into("d", self._shared_deadline, 0, deadline)
+        deadline = time.monotonic() + within_s
+        self._shared_deadline.value = _earlier(self._shared_deadline.value, deadline)
 
     @property
     def seconds_left(self) -> float | None:
         """Seconds left for the current round; None: no shutdown was requested."""
-        deadline = _earlier(self._shared(), self._own_deadline)
+        deadline = _earlier(self._shared_deadline.value, self._own_deadline)
         return max(0.0, deadline - time.monotonic()) if deadline else None
 
     @property
     def overdue_s(self) -> float:
         """Seconds since the whole worker should have stopped; 0: not yet."""
-        deadline = self._shared()
+        deadline = self._shared_deadline.value
         return max(0.0, time.monotonic() - deadline) if deadline else 0.0
 
     @property
     def soft_time_limit_reached(self) -> bool:
         """True if only this job must stop, because it reached Celery's soft time limit."""
-        return self._time_limit and not self._shared()
+        return self._time_limit and not self._shared_deadline.value
 
     @contextmanager
     def deferred_signals(self, within_s: float) -> Iterator[None]:
@@ -72,10 +72,6 @@ class Shutdown:
                 signal.signal(number, handler)
             if terminated:
                 os.kill(os.getpid(), signal.SIGTERM)
-
-    def _shared(self) -> float:
-        deadline: float = struct.unpack_from("d", self._shared_deadline, 0)[0]
-        return deadline
 
 
 def _earlier(one: float, other: float) -> float:

@@ -15,7 +15,7 @@ from datetime import datetime
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from psycopg.rows import class_row
 
@@ -125,13 +125,12 @@ def add(
     checked_url(url, settings)
     if not events or not set(events) <= set(EVENTS):
         raise InputError(f"events: must be of {', '.join(EVENTS)}")
-    secret = new_secret()
-    row = conn.execute(
-        "INSERT INTO webhooks (tenant, url, events, secret) VALUES (%s, %s, %s, %s) RETURNING id",
-        [tenant, url, list(dict.fromkeys(events)), secret],
-    ).fetchone()
-    assert row is not None
-    return row[0], secret
+    webhook_id, secret = uuid4(), new_secret()
+    conn.execute(
+        "INSERT INTO webhooks (id, tenant, url, events, secret) VALUES (%s, %s, %s, %s, %s)",
+        [webhook_id, tenant, url, list(dict.fromkeys(events)), secret],
+    )
+    return webhook_id, secret
 
 
 def registered(conn: Conn, *, tenant: str | None = None) -> list[Webhook]:
@@ -170,12 +169,12 @@ def rotate(
 def add_test(conn: Conn, webhook_id: UUID, *, tenant: str | None = None) -> UUID:
     """Store a delivery of the event `test`; its id. Raises JobNotFound."""
     _change(conn, "SELECT FROM webhooks", webhook_id, tenant)
-    row = conn.execute(
-        "INSERT INTO webhook_deliveries (webhook_id, event) VALUES (%s, %s) RETURNING id",
-        [webhook_id, TEST],
-    ).fetchone()
-    assert row is not None
-    return UUID(str(row[0]))
+    delivery_id = uuid4()
+    conn.execute(
+        "INSERT INTO webhook_deliveries (id, webhook_id, event) VALUES (%s, %s, %s)",
+        [delivery_id, webhook_id, TEST],
+    )
+    return delivery_id
 
 
 def _change(
