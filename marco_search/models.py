@@ -164,7 +164,7 @@ def _install(package: Package, scratch: Path, target: Path) -> None:
 
 
 def _download(package: Package, scratch: Path) -> Path:
-    """The package's wheel, by pip. Raises DownloadFailed with what pip said."""
+    """The package's wheel, by pip. Raises DownloadFailed with pip's output."""
     wanted = scratch / "requirements.txt"
     wanted.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n", encoding="utf-8")
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-cache-dir"]
@@ -183,12 +183,12 @@ def _download(package: Package, scratch: Path) -> Path:
     wheels = list(scratch.glob("*.whl"))
     if done.returncode == 0 and wheels:
         return wheels[0]
-    said = "\n  ".join(["", *done.stdout.strip().splitlines()[-8:]])
+    output = "\n  ".join(["", *done.stdout.strip().splitlines()[-8:]])
     if "DO NOT MATCH THE HASHES" in done.stdout:
-        raise DownloadFailed(f"{package.requirement}: not the file that was expected{said}")
+        raise DownloadFailed(f"{package.requirement}: not the file that was expected{output}")
     raise DownloadFailed(
         f"pip could not download {package.requirement}: check the network and pip's "
-        f"configuration (`{sys.executable} -m pip config list`){said}"
+        f"configuration (`{sys.executable} -m pip config list`){output}"
     )
 
 

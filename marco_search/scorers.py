@@ -281,10 +281,10 @@ class Verifier:
     def __call__(self, outputs: Sequence[Output]) -> list[Outcome]:
         """For each output one score: 1 accepted, 0 rejected."""
         new = {o.key: o for o in outputs if o.key not in self._known}
-        said = dict(zip(new, score_all(self._verify, list(new.values())), strict=True))
+        scored = dict(zip(new, score_all(self._verify, list(new.values())), strict=True))
         # One that failed is asked again when the answer comes again.
-        self._known |= {key: found for key, found in said.items() if isinstance(found, tuple)}
-        return [self._known.get(o.key) or said[o.key] for o in outputs]
+        self._known |= {key: found for key, found in scored.items() if isinstance(found, tuple)}
+        return [self._known.get(o.key) or scored[o.key] for o in outputs]
 
     def _verify(self, output: Output) -> Scores:
         about = {name: value for name, value in asdict(output).items() if name != "key"}
@@ -302,12 +302,12 @@ def verdict(data: bytes) -> float:
     """The number that a verifier's answer stands for: a word, a number, or either as JSON."""
     text = data.decode(errors="replace").strip()
     try:
-        said = json.loads(text)
+        verdict = json.loads(text)
     except (ValueError, RecursionError):
-        said = text
-    if isinstance(said, dict):
-        said = said.get("verdict")
-    number = _WORDS.get(said.lower()) if isinstance(said, str) else said
+        verdict = text
+    if isinstance(verdict, dict):
+        verdict = verdict.get("verdict")
+    number = _WORDS.get(verdict.lower()) if isinstance(verdict, str) else verdict
     if not isinstance(number, int | float) or not 0.0 <= number <= 1.0:
         raise NoScore(f"it printed {text[:40]!r}, not accept, reject or a number from 0 to 1")
     return float(number)

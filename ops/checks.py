@@ -55,17 +55,17 @@ def audit() -> int:
     with tempfile.TemporaryDirectory() as folder:
         venv.create(folder, with_pip=True)
         scripts = Path(folder, "bin")
-        found, said = _run(scripts / "pip", "install", "--quiet", _PIP_AUDIT)
+        found, output = _run(scripts / "pip", "install", "--quiet", _PIP_AUDIT)
         for lock in LOCKS if not found else ():
             print(lock.name, flush=True)
             # --strict: a package without advisories counts as one that was not looked at.
             options = ["--disable-pip", "--no-deps", "--strict", "--progress-spinner", "off"]
-            found, said = _run(scripts / "pip-audit", *options, "-r", str(lock))
-            print(said)
-            if found and _UNREACHED.search(said):
+            found, output = _run(scripts / "pip-audit", *options, "-r", str(lock))
+            print(output)
+            if found and _UNREACHED.search(output):
                 break
             failed |= found
-    if found and _UNREACHED.search(said):
+    if found and _UNREACHED.search(output):
         print("not audited: PyPI's advisories can't be reached from here")
         return 0
     return failed

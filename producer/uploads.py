@@ -210,16 +210,16 @@ def when_room(
 
     Raises Backpressure without `waits`, or if the part can never fit.
     """
-    said = False
+    logged = False
     while True:
         try:
             return store()
         except Backpressure as full:
             if not waits or full.retry_after_s is None:
                 raise
-            if not said:
+            if not logged:
                 log.warning("%s; waiting", full)
-                said = True
+                logged = True
             sleep(full.retry_after_s)
 
 

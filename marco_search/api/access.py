@@ -106,8 +106,8 @@ class Guard:
             try:
                 key, rate = await self._key(Headers(scope=scope))
                 if rate and rate.exceeded:
-                    said = f"API key {key.id} may send {rate.per_minute:,} requests a minute"
-                    raise RateLimitExceeded(said, max(1.0, ceil(rate.retry_s)))
+                    reason = f"API key {key.id} may send {rate.per_minute:,} requests a minute"
+                    raise RateLimitExceeded(reason, max(1.0, ceil(rate.retry_s)))
                 caller = Caller(self._service, key, self._service.producer.for_tenant(key.tenant))
                 scope.setdefault("state", {})["caller"] = caller
             except MarcoError as error:

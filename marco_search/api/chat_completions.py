@@ -163,17 +163,17 @@ async def changes(caller: Caller, job: JobId) -> AsyncIterator[JobStatus | None]
 
     Ends with the job. Raises WaitTimeout when a request may wait no longer, or the server stops.
     """
-    said, spoke = None, time.monotonic()
+    sent, sent_at = None, time.monotonic()
     follow = caller.producer.follow(job, caller.service.settings.api_wait_s, every_s=EVERY_S)
     async for (status,) in follow:
         if caller.service.stopping.is_set():
             raise WaitTimeout("the server is stopping; the job continues")
         now = progress(status)
-        if now != said:
-            said, spoke = now, time.monotonic()
+        if now != sent:
+            sent, sent_at = now, time.monotonic()
             yield status
-        elif time.monotonic() - spoke > QUIET_S - EVERY_S:
-            spoke = time.monotonic()
+        elif time.monotonic() - sent_at > QUIET_S - EVERY_S:
+            sent_at = time.monotonic()
             yield None
 
 

@@ -194,10 +194,12 @@ def _rank(
         Scale(**{f.name: config[f.name] for f in fields(Scale) if f.name in config}),
     )
     # An answer has the key of its most confident rollout.
-    said = {r.rollout_id: str(r.answer) for r in voting}
-    leading = {(key, values[i]) for i, key in said.items() if key == keys[i]}
+    answer_of = {r.rollout_id: str(r.answer) for r in voting}
+    leading = {(key, values[i]) for i, key in answer_of.items() if key == keys[i]}
     return [
-        one if (one.key, one.best_value) in leading else replace(one, key=said[one.best_rollout_id])
+        one
+        if (one.key, one.best_value) in leading
+        else replace(one, key=answer_of[one.best_rollout_id])
         for one in ranked
     ]
 

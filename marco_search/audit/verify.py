@@ -239,7 +239,7 @@ def _check_sealed(
         yield unknown
         return
     if link.kind != REDACTION and evidence.redacted and link.format < COMMITS:
-        return  # its hashes told the texts, and are gone with them
+        return  # its hashes would reveal the texts, and were erased with them
     there, at = _proof_there(evidence, link), f"seq {link.seq}, job {job_id}"
     if one.proof is None:
         yield Finding("proofs", at, "the proof is gone or cut", "its hashes", "none", job_id)
@@ -270,10 +270,10 @@ def _check_redaction(evidence: Evidence, *, ended: bool, archived: bool) -> Iter
     """Findings unless texts, and only texts, were removed by an authorised redaction."""
     job_id, links, row = evidence.job_id, evidence.redactions, evidence.redaction
     key = f"job {job_id}"
-    said = row.at if row and links else None
-    if evidence.redacted_at != said and not evidence.apart:
+    logged_at = row.at if row and links else None
+    if evidence.redacted_at != logged_at and not evidence.apart:
         found = str(evidence.redacted_at)
-        yield Finding("jobs", f"id {job_id}", "redacted_at", str(said), found, job_id)
+        yield Finding("jobs", f"id {job_id}", "redacted_at", str(logged_at), found, job_id)
     committed = any(COMMITS <= one.link.format <= NEWEST for one in evidence.ends)
     if not links and evidence.redacted:
         if evidence.salt is not None:

@@ -73,8 +73,8 @@ def submit_batch(
         where = errors or Path(f"{path or done.id}.errors.jsonl")
         if refused:
             output.write_json_lines(where, map(_refusal, refused))
-    said = f"{len(refused):,} of {done.lines:,} lines were refused: {where}"
-    output.report(done, str(done.id), notices=[said] if refused else [])
+    refusal = f"{len(refused):,} of {done.lines:,} lines were refused: {where}"
+    output.report(done, str(done.id), notices=[refusal] if refused else [])
 
 
 def _begun(found: Batch) -> None:
@@ -116,15 +116,15 @@ def follow(batch_id: UUID, timeout: float | None, *, quiet: bool) -> None:
     from producer.waits import Watch
 
     until = None if timeout is None else time.monotonic() + timeout
-    said, watch = dict[str, int](), Watch()
+    shown, watch = dict[str, int](), Watch()
     with session(needs_redis=False) as here:
         producer = here.producer(here.tenant)
         while True:
             began = time.monotonic()
             found = producer.batch(batch_id)
-            if found.states != said and not (quiet and found.left):
+            if found.states != shown and not (quiet and found.left):
                 output.report(found, _line(found))
-            said = found.states
+            shown = found.states
             if not found.left:
                 break
             if until is not None and time.monotonic() >= until:
@@ -132,7 +132,7 @@ def follow(batch_id: UUID, timeout: float | None, *, quiet: bool) -> None:
             watch.look(lambda: producer.standstill(batch_id=batch_id))
             # Counting a large batch takes a while: not more than a quarter of the time.
             time.sleep(max(EVERY_S, 3 * (time.monotonic() - began)))
-    if said.keys() - {"succeeded"}:
+    if shown.keys() - {"succeeded"}:
         click.get_current_context().exit(output.JOBS_NOT_DONE)
 
 

@@ -111,7 +111,7 @@ class Votes:
     sharpness: float
 
     @property
-    def told(self) -> bool:
+    def conclusive(self) -> bool:
         """Whether there are problems enough to tell what the values are worth."""
         return self.problems >= FEWEST // 2
 

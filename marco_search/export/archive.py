@@ -303,8 +303,8 @@ def _rewrite(
             return row
         if name != "link":
             return row | _without_texts(row, KINDS[name].columns, salts[job_id])
-        told = row.get("format", 1) < COMMITS
-        return row | left[job_id] | ({"hashes": b""} if told else {})
+        unsalted = row.get("format", 1) < COMMITS
+        return row | left[job_id] | ({"hashes": b""} if unsalted else {})
 
     for name, kind in KINDS.items():
         batches = _batches(starmap(changed, _rows(folder, name)), kind.columns)

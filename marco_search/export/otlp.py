@@ -75,8 +75,8 @@ class _Tracer:
 
     def __init__(self, record: JobRecord, tree: Tree, text: bool) -> None:
         self.record, self.tree, self.text = record, tree, text
-        told = (e.detail.get("traceparent") for e in record.events if e.event == "submitted")
-        self.caller = None if record.redacted else next(told, None)  # it went with the texts
+        parents = (e.detail.get("traceparent") for e in record.events if e.event == "submitted")
+        self.caller = None if record.redacted else next(parents, None)  # it went with the texts
         # Prompt and configuration are the same for all attempts.
         self.prompt = next((a.prompt for a in record.attempts if a.prompt is not None), "")
         self.config = record.config

@@ -480,7 +480,7 @@ class JobResult(Described):
 def explained(found: Shortfalls, rollouts: int, max_new_tokens: int | None) -> str | None:
     """`found` in words, with what may help; None if all rollouts completed."""
     was = "was" if found.cut_off == 1 else "were"
-    said = [
+    reasons = [
         (found.cut_off, f"{was} cut off at {found.cut_off_at} tokens"),
         (found.untagged, "never ended the thought as the profile expects"),
         (found.unanswered, "ended without an answer that can be read"),
@@ -488,10 +488,10 @@ def explained(found: Shortfalls, rollouts: int, max_new_tokens: int | None) -> s
         (found.unscored, "have no score from the reward model or the verifier"),
         (found.rejected, "were rejected"),
     ]
-    parts = [f"{n} {how}" for n, how in said if n]
+    parts = [f"{n} {how}" for n, how in reasons if n]
     if not parts:
         return None
-    alone = next((how for n, how in said if n == rollouts), None)
+    alone = next((how for n, how in reasons if n == rollouts), None)
     whole = "the only rollout" if rollouts == 1 else f"all {rollouts} rollouts"
     text = f"{whole} {alone}" if alone else f"of {rollouts} rollouts {', '.join(parts)}"
     if 2 * found.cut_off >= rollouts:

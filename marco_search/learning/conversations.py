@@ -57,8 +57,8 @@ def _sample(row: Any, source: str, provenance: Mapping[str, Any]) -> Sample:
     if {"messages", "provenance", "source", "tenant"} <= row.keys():
         return Sample.from_json(row)
     messages = conversation(row)
-    said = " ".join(m["content"] for m in messages if m["role"] == "user")
-    return Sample(messages, source, language_of(said), None, provenance)
+    question = " ".join(m["content"] for m in messages if m["role"] == "user")
+    return Sample(messages, source, language_of(question), None, provenance)
 
 
 def conversation(row: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -67,12 +67,12 @@ def conversation(row: Mapping[str, Any]) -> list[dict[str, str]]:
     messages = _messages(found) if found else _question_and_answer(row)
     if row.get("system") and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": _text(row["system"])}, *messages]
-    said = [message["role"] for message in messages if message["role"] != "system"]
+    roles = [message["role"] for message in messages if message["role"] != "system"]
     if "system" in [message["role"] for message in messages[1:]]:
         raise ValueError("a system message that is not the first")
-    if said != ["user", "assistant"] * (len(said) // 2) or not said:
+    if roles != ["user", "assistant"] * (len(roles) // 2) or not roles:
         raise ValueError(
-            f"messages must go user, assistant, and end with the assistant's, not {', '.join(said)}"
+            f"messages must alternate and end with the assistant's, not {', '.join(roles)}"
         )
     return messages
 

@@ -103,8 +103,8 @@ def signature(words: Sequence[str]) -> Any:
 
 def prompt_key(prompt: Sequence[Message]) -> str:
     """16 hex digits: the same for prompts whose users say the same tokens."""
-    said = [t for m in prompt if m["role"] == "user" for t in tokens(m["content"])]
-    return hashlib.sha256(" ".join(said).encode()).hexdigest()[:16]
+    present = [t for m in prompt if m["role"] == "user" for t in tokens(m["content"])]
+    return hashlib.sha256(" ".join(present).encode()).hexdigest()[:16]
 
 
 @contextmanager
@@ -157,8 +157,8 @@ def _near(db: sqlite3.Connection, threshold: float, row: Sample | Pair) -> str |
 
 def _bands(signature: Any, words: Iterable[str]) -> list[int]:
     """Keys of the bands; those of prompts with other numbers all differ."""
-    said = (word for word in words if word[0].isdigit() or word in _NUMBER_WORDS)
-    key = _token_hash(" ".join(said))
+    present = (word for word in words if word[0].isdigit() or word in _NUMBER_WORDS)
+    key = _token_hash(" ".join(present))
     keys = (signature.astype(np.uint64) * _MULTIPLIERS).reshape(BANDS, _ROWS).sum(axis=1)
     keys = (keys + np.uint64(key)) * _MULTIPLIERS[:BANDS]
     return list(keys.view(np.int64).tolist())
@@ -206,10 +206,10 @@ class Problems:
             words = tokens(text)
             if words and (name := self._short.get(tuple(words))):
                 return f"it is {name}"
-            said = set(numbers(words))
+            present = set(numbers(words))
             for problem, hits in self._hits(words).items():
                 name, size, its_numbers = self._long[problem]
-                if hits / size >= SHARE and its_numbers <= said:
+                if hits / size >= SHARE and its_numbers <= present:
                     return f"{hits / size:.0%} of the n-grams of {name}"
         return None
 

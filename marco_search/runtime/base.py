@@ -51,7 +51,7 @@ class RuntimeInfo:
     #: What it can't do or say, in words for people. Not stored.
     lacks: tuple[str, ...] = ()
     tokenizer: str = ""  #: folder or Hub name of a server's tokenizer, if it says
-    training: Training | None = None  #: None: it is not told, or was not trained by us
+    training: Training | None = None  #: None: unknown, or not fine-tuned here
     own_template: bool = True  #: False: prompts are in ChatML, as no chat template was found
 
 

@@ -236,8 +236,8 @@ class Search:
         choice = self.config.choice if rewarded else Aggregation.VOTE
         ranked = rank(candidates, choice, self.config.scale)
         # Of near-duplicates with equal values any may have led; shown is the best rollout's.
-        said = self.tree.rollouts
-        return [replace(one, key=str(said[one.best_rollout_id].answer)) for one in ranked]
+        rollouts = self.tree.rollouts
+        return [replace(one, key=str(rollouts[one.best_rollout_id].answer)) for one in ranked]
 
 
 def _begun_with(forced: Token, branch: Branch) -> Branch:

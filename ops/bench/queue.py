@@ -123,9 +123,9 @@ def api(services: Services) -> Figures:
             environment.running(command, env=env, cwd=harness.ROOT, stdout=subprocess.PIPE)
         )
         assert server.stdout is not None
-        said = json.loads(server.stdout.readline())
-        client = HTTPConnection(urlsplit(said["address"]).netloc)
-        head = {"Authorization": f"Bearer {said['key']}", "Content-Type": "application/json"}
+        started = json.loads(server.stdout.readline())
+        client = HTTPConnection(urlsplit(started["address"]).netloc)
+        head = {"Authorization": f"Bearer {started['key']}", "Content-Type": "application/json"}
 
         def ask() -> None:
             body = {"model": "cot", "messages": [{"role": "user", "content": "1?"}]}

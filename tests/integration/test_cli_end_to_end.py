@@ -333,7 +333,7 @@ def test_a_replay_on_another_kind_of_processor_says_so(
         assert (code, found["ok"], found["same_engine"]) == (10, False, False)
         code, out, _ = kept.run("replay", job)
         assert code == 10
-        assert "its last digits may differ" in out and "no proof of a change" in out
+        assert "the last digits may differ" in out and "does not prove a change" in out
 
 
 def test_a_stored_job_is_scored_under_other_rewards(marco: Here) -> None:

@@ -81,8 +81,8 @@ def test_a_job_is_searched_verified_and_replayed(
         again = marco(server, database_url, "replay", job)
         said = again.stdout
         assert again.returncode == 0, said + again.stderr
-        assert "What this server can't do or say: the same bits again" in said
-        assert ("does not say which revision" in said) == (shape == "llama-cpp-python")
+        assert "This server does not support: the same bits again" in said
+        assert ("does not report its revision" in said) == (shape == "llama-cpp-python")
     ids = [i for _, tokens in found[8:] for i in tokens or ()]
     assert (min(ids) >= TEXT_IDS) == (shape == "llama-cpp-python")
     with database.transaction() as conn:

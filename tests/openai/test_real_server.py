@@ -192,5 +192,5 @@ def test_a_job_from_submission_to_verified_trail(
     marco("verify", str(job.id))
     # What its cache holds from before changes last digits, and with them a text now and then.
     said = marco("replay", str(job.id), codes=(0, DOES_NOT_FIT))
-    assert "What this server can't do or say: the same bits again" in said
-    assert "does not say which revision" in said
+    assert "This server does not support: the same bits again" in said
+    assert "does not report its revision" in said

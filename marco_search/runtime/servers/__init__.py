@@ -63,9 +63,9 @@ def _own_template(
 
     Raises ModelRefused for one that is not valid.
     """
-    told = next((server.template for server in servers if server.template), None)
-    if told and not settings.model:
-        return compile_template(*told)
+    template = next((server.template for server in servers if server.template), None)
+    if template and not settings.model:
+        return compile_template(*template)
     folder = models.chosen(settings) if settings.model else _tokenizer_folder(info)
     return read_chat_template(open_files(folder)) if folder else None
 

@@ -130,21 +130,21 @@ class OpenAIServer(Server):
         self._program, self._sha = _BY_OWNER.get(str(card.get("owned_by")), OTHER), None
         self.template = None
         if self._program is VLLM:
-            return self._told("/version").get("version"), card.get("max_model_len")
+            return self._page("/version").get("version"), card.get("max_model_len")
         if self._program is LLAMA_CPP:
-            told = self._told("/props")
-            context = _object(told.get("default_generation_settings")).get("n_ctx")
-            if isinstance(template := told.get("chat_template"), str):
-                specials = {name: told.get(name) for name in ("bos_token", "eos_token")}
+            page = self._page("/props")
+            context = _object(page.get("default_generation_settings")).get("n_ctx")
+            if isinstance(template := page.get("chat_template"), str):
+                specials = {name: page.get(name) for name in ("bos_token", "eos_token")}
                 known = {name: text for name, text in specials.items() if isinstance(text, str)}
                 self.template = template, known
-            return told.get("build_info"), context or meta.get("n_ctx_train")
+            return page.get("build_info"), context or meta.get("n_ctx_train")
         if self._program is LLAMA_CPP_PYTHON:
-            return _object(self._told("/openapi.json").get("info")).get("version"), None
-        told = self._told("/info")
-        if "max_total_tokens" in told:
-            self._program, self._sha = TGI, told.get("model_sha")
-        return told.get("version"), told.get("max_total_tokens") or card.get("max_model_len")
+            return _object(self._page("/openapi.json").get("info")).get("version"), None
+        page = self._page("/info")
+        if "max_total_tokens" in page:
+            self._program, self._sha = TGI, page.get("model_sha")
+        return page.get("version"), page.get("max_total_tokens") or card.get("max_model_len")
 
     def _revision(self) -> object:
         """What tells this model from another of the same name."""
@@ -153,7 +153,7 @@ class OpenAIServer(Server):
             return f"{meta['n_params']} parameters in {meta.get('size')} bytes"
         return self._sha or self._card.get("root")
 
-    def _told(self, path: str) -> dict[str, Any]:
+    def _page(self, path: str) -> dict[str, Any]:
         """What a page says; nothing where there is no such page."""
         with contextlib.suppress(Failure):
             return self._connections.request(path, self._asking())

@@ -89,7 +89,7 @@ class Server:
         raise NotImplementedError
 
     def _abort(self, rid: str, call: Call) -> None:
-        """Tell the server that nobody waits for the request, if it can be told."""
+        """Tell the server that nobody waits for the request, if it supports that."""
 
     # -- requests ----------------------------------------------------------------------
 
@@ -301,7 +301,7 @@ class Server:
             self._mark_unhealthy()
 
 
-def context_tokens(told: object) -> int:
+def context_tokens(reported: object) -> int:
     """The context that a server says it has, or the usual one."""
-    known = type(told) is int and 0 < told <= _MOST_CONTEXT_TOKENS
-    return told if known else DEFAULT_CONTEXT_TOKENS  # type: ignore[return-value]
+    known = type(reported) is int and 0 < reported <= _MOST_CONTEXT_TOKENS
+    return reported if known else DEFAULT_CONTEXT_TOKENS  # type: ignore[return-value]

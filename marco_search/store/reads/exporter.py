@@ -171,7 +171,7 @@ class Exporter(Collector):
     def _chain(self, conn: Conn) -> list[Family]:
         (head,) = conn.execute(_HEAD).fetchone() or (-1,)
         seen = head if self._seen is None else self._seen
-        told = frozenset(self._retries)  # tenants whose ends were told, if only as 0
+        known_tenants = frozenset(self._retries)  # their ends were reported, if only as 0
         upto = min(head, seen + _MOST_LINKS)
         for name, state, count, failures, losses in conn.execute(_ENDED, [seen, upto]).fetchall():
             tenant = self._tenant(name)
@@ -187,7 +187,7 @@ class Exporter(Collector):
 
         def shown(counts: Values) -> Values:
             # A new tenant begins at 0: `increase` does not see the first value of a series.
-            return {labels: n if labels[:1] in told else 0 for labels, n in counts.items()}
+            return {labels: n if labels[:1] in known_tenants else 0 for labels, n in counts.items()}
 
         return [
             family(metrics.ENDED, shown(self._ended)),

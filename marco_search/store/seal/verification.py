@@ -108,13 +108,13 @@ def _redactions(
 ) -> tuple[dict[UUID, Redaction], dict[UUID, datetime]]:
     """The rows of redactions of these jobs, and when the jobs' own rows say they were redacted."""
     rows = f"SELECT job_id, by, commitments, {NEAREST.format('at')} FROM public.redactions"  # noqa: S608
-    said = f"SELECT id, {NEAREST.format('redacted_at')} FROM public.jobs"  # noqa: S608  # constants
+    times = f"SELECT id, {NEAREST.format('redacted_at')} FROM public.jobs"  # noqa: S608  # constants
     ids = [list(job_ids)]
     redactions = {
         job_id: Redaction(by=by, commitments=kept, at=at)
         for job_id, by, kept, at in conn.execute(f"{rows} WHERE job_id = ANY (%s)".encode(), ids)
     }
-    marked = f"{said} WHERE id = ANY (%s) AND redacted_at IS NOT NULL"
+    marked = f"{times} WHERE id = ANY (%s) AND redacted_at IS NOT NULL"
     return redactions, dict(conn.execute(marked.encode(), ids).fetchall())
 
 
