@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Unpack
 
-from marco_search import profiles
+from marco_search import metrics, profiles
 from marco_search import settings as settings_module
 from marco_search.errors import (
     AnotherVersion,
@@ -264,12 +264,14 @@ def run_search(
         if any(b.finish is Finish.FAILED for b in branches):
             # They may have failed because the search was to stop (`Runtime.abort`).
             if stopped():
+                _drop(branches)
                 break
             _refuse_if_all_failed(branches, search.tree)
         if scorer is not None:
             try:
                 branches = _scored(scorer, job, plan, expansions, branches)
             except Aborted:
+                _drop(branches)
                 if stopped():
                     break
                 raise RuntimeUnavailable("the scores of a round were aborted") from None
@@ -282,6 +284,11 @@ def run_search(
         if expansions and stopped():  # as the journal has learnt meanwhile
             break
     return FinishedSearch(plan=plan, search=search, seconds=time.monotonic() - began)
+
+
+def _drop(branches: Sequence[Branch]) -> None:
+    """Count the tokens of a round that is not kept, as the search had to stop."""
+    metrics.record(metrics.FAILED_TOKENS, sum(b.generated_tokens for b in branches))
 
 
 def _refuse_if_all_failed(branches: Sequence[Branch], tree: Tree) -> None:

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 import pytest
 
+from marco_search import metrics
 from marco_search.engine import Journal, make_plan, run_search, solve
 from marco_search.errors import PromptTooLong, RuntimeUnavailable
 from marco_search.jobs import SearchOptions
 from marco_search.kinds import ReasoningJob
 from marco_search.search.branches import Branch, Expansion, Finish
+from marco_search.search.budgets import StopReason
 from tests.toy import ToyRuntime
 
 OPTIONS = SearchOptions(strategy="step", rollouts=16, early_stop=False, max_new_tokens=6, seed=7)
@@ -96,6 +98,32 @@ def test_what_does_not_look_like_one_branch_s_own_failure_is_the_runtime_s(
     runtime = Odd(error, *ids)
     with pytest.raises(RuntimeUnavailable, match="the branch failed"):
         run_search(ALONE, make_plan(ALONE, runtime), runtime, Journal())
+
+
+def test_tokens_of_a_round_that_is_dropped_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cancel fails what is in flight; branches that had finished were generated for nothing."""
+    asked, counted = list[Branch](), dict[str, float]()
+
+    class Noting(ToyRuntime):
+        def branch(self, expansions: Sequence[Expansion]) -> list[Branch]:
+            *kept, last = super().branch(expansions)
+            failed = Branch(branch_id=last.branch_id, finish=Finish.FAILED, error="aborted")
+            asked[:] = [*kept, failed]
+            return asked
+
+    class Cancelled(Journal):
+        def should_stop(self) -> StopReason | None:
+            return StopReason.CANCELLED if asked else None
+
+    def record(metric: metrics.Metric, amount: float = 1.0, *_: str) -> None:
+        counted[metric.name] = amount
+
+    monkeypatch.setattr(metrics, "record", record)
+    finished = run_search(JOB, make_plan(JOB, ToyRuntime()), Noting(), Cancelled())
+    assert (finished.search.tree.rollouts, len(asked) > 1) == ([], True)
+    wanted = sum(b.generated_tokens for b in asked)
+    assert wanted > 0
+    assert counted == {"marco_failed_rollout_tokens_total": wanted}
 
 
 @pytest.mark.parametrize("said", ["2 hours and 30 minutes", "2.5 hours", "5 to the 3rd"])
