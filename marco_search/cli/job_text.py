@@ -48,7 +48,7 @@ def heading(line: JobStatus) -> list[Text]:
 
 
 def _shortened(subject: str) -> str:
-    """On one line, and not so long that it pushes what follows off the screen."""
+    """On one line, shortened so that it does not push what follows off the screen."""
     text = one_line(subject)
     if len(text) <= LONGEST_SUBJECT:
         return text
@@ -56,7 +56,7 @@ def _shortened(subject: str) -> str:
 
 
 def archived(line: JobStatus, month: str) -> list[Text]:
-    """What is left to show of a job whose tree has left the database."""
+    """A notice for a job whose tree is archived."""
     where = (
         f"Its ranked answers, {line.rollouts:,} rollouts and {line.nodes:,} nodes are in the "
         f"archive of {month}; `marco verify --archive FOLDER/{month}` checks that."
@@ -137,7 +137,7 @@ _ANSWERS = (
 def jobs_table(
     lines: Sequence[JobStatus], *, width: int | None = None, with_state: bool = True
 ) -> RenderableType:
-    """One row for each job, with what it has come to so far, and a last one of sums."""
+    """One row for each job with its progress, and a last one with totals."""
     columns = [column for column in _JOBS if with_state or column is not _STATE]
     checked = [line.correct for line in lines if line.correct is not None]
     sums = {
@@ -158,7 +158,7 @@ def counts(by_state: Mapping[str, int]) -> str:
 
 
 def event(line: JobStatus) -> str:
-    """One line of a log: a job and the state it has come to."""
+    """One line of a log: a job and its new state."""
     text = f"{short_id(line.job_id)}  {line.shown_state:9}  {_outcome(line)}"
     if line.answer is not None and line.confidence is not None:
         share = "" if line.share is None else f", {line.share:.0%} of the vote"
@@ -203,7 +203,7 @@ def letter_report(letter: DeadLetter) -> list[Text]:
 
 
 def result_report(result: JobResult, *, thought: bool = False) -> Group:
-    """The answer on the first line, then what stands behind it."""
+    """The answer on the first line, then the details."""
     parts: list[RenderableType] = [Text(_first_line(result), style="bold"), ""]
     if thought:
         written = (result.answer and result.answer.thought) or "(no thought)"
@@ -293,6 +293,6 @@ def show_following(
 
 
 def changed(before: Sequence[JobStatus], now: Sequence[JobStatus]) -> list[JobStatus]:
-    """The jobs whose state is not what it was; at first, those that are no longer queued."""
+    """The jobs whose state has changed; at first, those that are no longer queued."""
     states = {line.job_id: line.shown_state for line in before}
     return [line for line in now if line.shown_state != states.get(line.job_id, "queued")]

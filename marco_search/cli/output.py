@@ -1,7 +1,7 @@
 """Output: a terminal gets colour, tables and its own width, a pipe gets plain whole lines.
 
-A terminal never gets a control character that came with the data; a pipe or a file gets the
-data byte for byte, in UTF-8. No markup is read from a text: a model may have written it.
+A terminal never gets a control character from the data; a pipe or a file gets the data byte for
+byte, in UTF-8. Texts are never parsed as markup, since a model may have written them.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def report_table(data: Any, columns: Sequence[Column], found: Sequence[Any], non
 
 
 def rendered(template: str, **values: Any) -> str:
-    """The text that a template beside this module makes of these values."""
+    """A template beside this module, rendered with these values."""
     import jinja2  # most commands do not need it
 
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
@@ -101,7 +101,7 @@ def print_or_write(file: Path | None, lines: Iterable[dict[str, Any]]) -> None:
 
 
 def write_json_lines(file: Path, lines: Iterable[Any]) -> int:
-    """Write JSON Lines to a file that appears whole or not at all; how many."""
+    """Write JSON Lines to a file that appears whole or not at all; the number of lines."""
     return files.write_lines(file, map(_json, lines))
 
 
@@ -140,7 +140,7 @@ def note(text: str, style: str = "dim") -> None:
 
 
 def notice(*texts: str) -> None:
-    """Print what a user or a program should know to standard error, with --json as JSON."""
+    """Print a notice to standard error, with --json as JSON."""
     for text in texts:
         line = json.dumps({"notice": text}, ensure_ascii=False) if as_json() else f"marco: {text}"
         print(escaped(line), file=sys.stderr, flush=True)

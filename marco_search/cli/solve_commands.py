@@ -108,7 +108,7 @@ def drawn_nodes(search: Search) -> list[TreeRow]:
 
 
 def _forks(tree: Tree) -> dict[int, Fork]:
-    """What was passed over where a node begins, by its id; as the view audit.forks has it."""
+    """The candidates passed over where a node begins, by its id; as in the view audit.forks."""
     found: dict[int, Fork] = {}
     for rollout in tree.rollouts:
         if rollout.forced is None or rollout.finish is Finish.FAILED:
@@ -235,7 +235,7 @@ def _answered(
         try:
             followed = producer.follow(ids, TIMEOUT_S)
             return show_following(followed, quiet=output.as_json(), check=check_worker)
-        except BaseException:  # Ctrl-C, too: no later worker should run them
+        except BaseException:  # also after Ctrl-C: no later worker should run them
             with suppress(MarcoError):
                 producer.cancel_many(ids)
             raise
@@ -285,7 +285,7 @@ def _dullness(record: JobRecord) -> tuple[bool | int, ...]:
 
 
 def own_name() -> str:
-    """What to type to run this program again: as it was started, from here."""
+    """The command that runs this program again, as it was started."""
     started = Path(sys.argv[0])
     if started.name == "marco" and started.is_absolute() and started.is_relative_to(Path.cwd()):
         return str(started.relative_to(Path.cwd()))
@@ -293,7 +293,7 @@ def own_name() -> str:
 
 
 def next_steps(marco: str, job_id: object) -> str:
-    """Commands that work as they stand: the data is still there."""
+    """Commands that work as printed: the data is still there."""
     examples = Path("examples/batch.jsonl")  # of a checkout
     jobs = examples if examples.exists() else f'--question "{QUESTION}"'
     commands = [

@@ -1,8 +1,8 @@
 """A search tree as lines of text: visit count, value, and the tree with each node's text.
 
-An only child stands right below its parent, at the same indentation, so that a chain of
-steps reads as a text and only a choice moves to the right. Above the choice stands what the
-model was unsure of, where the search forked for that:
+An only child is directly below its parent, at the same indentation, so that a chain of steps reads
+as a text and only a choice moves to the right. Above a fork are the candidates that the model was
+unsure between:
 
     visits  value
          3   .962 * (the question)
@@ -102,7 +102,7 @@ class _Drawing:
                 stack.append((entries[i], *self._leads(below, i, len(entries))))
 
     def _leads(self, above: str, i: int, count: int) -> tuple[str, str]:
-        """What stands before a child's first line, and before all that hangs below it."""
+        """The prefix of a child's first line, and of all lines below it."""
         if count == 1:
             return above, above
         fork, bar = ("last", "gap") if i == count - 1 else ("fork", "bar")

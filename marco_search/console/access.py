@@ -1,7 +1,7 @@
-"""Who is let in: the Host header, the token, sessions, and the headers of every answer.
+"""Access to the console: the Host header, the token, sessions, and headers of all responses.
 
-On loopback there is no token unless one is set. A page of another site can't read the console
-by pointing a name of its own at this machine (DNS rebinding): names must be known ones.
+On loopback there is no token unless one is set. Host names must be known, so that no other site
+can read the console by pointing its own name at this machine (DNS rebinding).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from marco_search.console.rendering import page
 LOGIN, HEALTH = "/login", "/healthz"
 SESSION_S = 12 * 3600
 WRONG_TOKENS, WINDOW_S = 10, 60.0
-"""So many wrong tokens within a window lock a client's address out for the rest of it."""
+"""This many wrong tokens within a window lock a client's address out for the rest of it."""
 LARGEST_FORM = 2**16  # bytes
 
 HEADERS = {
@@ -91,7 +91,7 @@ class Access:
         self._names = frozenset(name.lower().rstrip(".") for name in known)
 
     def knows_host(self, header: str) -> bool:
-        """Whether a Host header names this console. Any address will do: it can't be rebound."""
+        """Whether a Host header names this console. Any IP address is fine: it can't be rebound."""
         name = header.strip().lower()
         end = "]" if name.startswith("[") else ":"
         name = name.removeprefix("[").partition(end)[0]
@@ -232,6 +232,6 @@ def _form(wanted: str, *, wrong: bool = False, blocked: bool = False) -> Respons
 
 
 def local_path(wanted: str) -> str:
-    """Where to go after logging in: a path of this console, else its first page."""
+    """The page after logging in: a path of this console, else its first page."""
     inside = wanted.startswith("/") and not wanted.startswith(("//", "/\\"))
     return wanted if inside and wanted.isprintable() and "\\" not in wanted else "/"

@@ -1,4 +1,4 @@
-"""What the console reads, each in one read-only transaction, and the cache that tabs share."""
+"""Reads for the console, each in one read-only transaction, and the cache that tabs share."""
 
 from __future__ import annotations
 
@@ -92,21 +92,21 @@ class Reader:
             wanted = replace(wanted, before=found.jobs[-1].job_id, after=None)
 
     def matching(self, word: str) -> list[UUID]:
-        """Two at most of the jobs whose id begins or ends like this. Raises JobNotFound."""
+        """At most two jobs whose id begins or ends like this. Raises JobNotFound."""
         return self._read(queries.matching, word)
 
     def workers(self) -> Workers:
-        """Who works, and at what."""
+        """The workers, and their current jobs."""
         with self._database.transaction() as conn:
             states, missing = queries.state_counts(conn, None), queries.missing_models(conn)
             return Workers(self._present(), states, missing, queries.workers(conn))
 
     def metrics(self) -> bytes:
-        """What Prometheus reads."""
+        """The metrics page for Prometheus."""
         return generate_latest(self._metrics)
 
     def answers(self) -> bool:
-        """That the database does. Raises DatabaseUnavailable."""
+        """Check that the database responds. Raises DatabaseUnavailable."""
         return self._read(lambda conn: conn.execute("SELECT 1").fetchone() is not None)
 
     def batches(self) -> list[tuple[Batch, Totals]]:
@@ -148,7 +148,7 @@ class Reader:
             return lineage.sample_page(conn, found, after=after, before=before)
 
     def record(self, job_id: UUID) -> JobRecord:
-        """All about a job but its tokens. Raises JobNotFound."""
+        """Everything about a job except its tokens. Raises JobNotFound."""
         with self._database.transaction(one_moment=True) as conn:
             return job_record.read(conn, job_id)
 

@@ -1,8 +1,7 @@
-"""What stored searches tell of a model: how to sample it, weigh its votes, stop and reflect.
+"""What stored searches reveal about a model: how to sample, weight votes, stop and reflect.
 
 Pure: traces in, findings out. Without labels a rollout is judged by the majority of the other
-rollouts of its problem. Labels, where there are enough, overrule that where their difference
-is clear.
+rollouts of its problem. Enough labels overrule that if their difference is clear.
 """
 
 from __future__ import annotations
@@ -28,24 +27,24 @@ from marco_search.kinds import kind_of
 from marco_search.search.votes import Aggregation
 
 FEWEST = 8
-"""Problems: with fewer nothing can be concluded."""
+"""Minimum problems for a conclusion."""
 REWARD = "weakest-line"
-"""What votes weigh in the strategies that are calibrated."""
+"""Reward by which the calibrated strategies weight votes."""
 STRATEGIES = ("tree", "adaptive")
-"""What findings are for; "auto" is one of them."""
+"""Strategies that findings apply to; "auto" is one of them."""
 SAMPLINGS = ((0.6, 1.0), (1.0, 0.95), (1.0, 1.0))
 """(temperature, top_p) of the fresh thoughts."""
 SHARPNESS = (0.0, 1.0, 2.0)
 STRONG = 0.7
-"""AUROC from which on a vote is weighed sharply."""
+"""Minimum AUROC for sharply weighted votes."""
 LEVELS = (0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.99)
-"""Posteriors to stop at. At .6, kept on 20 questions, 4 in 100 others were answered worse."""
+"""Posteriors to stop at. At .6, chosen on 20 questions, 4 in 100 others were answered worse."""
 ALIKE = 0.9
-"""A share that is so much of the greatest counts as no smaller."""
+"""A share of at least this part of the greatest counts as equal."""
 LEAST_ANSWERED = 0.1
-"""Share of the rollouts: with fewer nothing can be concluded."""
+"""Minimum share of the rollouts for a conclusion."""
 DOUBT = 0.2
-"""p of a McNemar test above which redos that lead away from the majority may be chance."""
+"""p of a McNemar test above which reflections away from the majority may be chance."""
 LEAST_VALUE = 1e-9
 
 
@@ -100,7 +99,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Votes:
-    """Where the logs of the reward's values lie, and what they tell."""
+    """The range of the logs of the reward's values, and their predictive value."""
 
     reference: float  #: the upper quartile among rollouts that agree with the others
     spread: float  #: standard deviation within a problem
@@ -112,7 +111,7 @@ class Votes:
 
     @property
     def conclusive(self) -> bool:
-        """Whether there are problems enough to tell what the values are worth."""
+        """Whether there are enough problems to judge the values."""
         return self.problems >= FEWEST // 2
 
 
@@ -131,7 +130,7 @@ class Stop:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reflection:
-    """The redos after the reflection phrase, against the greedy thoughts before them."""
+    """The thoughts after the reflection phrase, compared with the greedy ones before."""
 
     redos: int
     answered: int
@@ -165,7 +164,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Labelled:
-    """What labels say."""
+    """Findings from labels."""
 
     problems: int
     settings: tuple[Setting, ...]
@@ -176,7 +175,7 @@ class Labelled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
-    """All that was found."""
+    """All findings."""
 
     problems: int
     rollouts: int
@@ -192,7 +191,7 @@ class Findings:
     strategy: str | None  #: for "auto", where labels say so
 
     def fields(self) -> dict[str, Any]:
-        """What it sets of a profile."""
+        """The fields of a profile that it sets."""
         table = {
             "reference": round(self.votes.reference, 3),
             "spread": round(self.votes.spread, 3),
@@ -288,9 +287,9 @@ def _agrees(
 
 
 def _best(samplings: Sequence[Sampling]) -> int:
-    """The sampling that finds the most different answers of those that keep to the point.
+    """The sampling with the most different answers among those that stay accurate.
 
-    Those end with an answer, and with that of the majority, about as often as any.
+    These yield an answer, and the majority's answer, about as often as the best one.
     """
     answered, agreement = (max(getattr(s, n) for s in samplings) for n in ("answered", "agreement"))
     fit = [s.answered >= ALIKE * answered and s.agreement >= ALIKE * agreement for s in samplings]
@@ -369,7 +368,7 @@ def _stop(trees: Sequence[Trace], error: float) -> Stop:
 
 
 def _reflection(trees: Sequence[Trace], polls: Sequence[Counter[str | None]]) -> Reflection:
-    """It pays if redos end, change answers, and do not lead away from the majority's."""
+    """It pays off if reflections finish, change answers, and do not leave the majority's."""
     pairs = [
         (t.rollouts[0], redo, poll)
         for t, poll in zip(trees, polls, strict=True)
@@ -400,7 +399,7 @@ def _length(rollouts: Sequence[TracedRollout]) -> Length:
     cut_off = [r.generated for r in rollouts if r.shortfall == "cut_off"]
     ended = [r.generated for r in rollouts if r.shortfall != "cut_off"]
     at, usual = max(cut_off, default=0), int(np.quantile(ended, 0.95)) if ended else 0
-    # Where the others need far less, more room is filled with more of the same.
+    # If the others need far less, a higher limit would only be filled with repetition.
     helps = len(cut_off) > 0.1 * len(rollouts) and 2 * usual > at
     return Length(
         rollouts=len(rollouts),

@@ -38,7 +38,7 @@ class Grader:
         self._known: dict[tuple[str, str], bool] = {}
 
     def __contains__(self, key: object) -> bool:
-        """Whether it is the key of a problem that has a label."""
+        """Whether it is the key of a problem with a label."""
         return key in self._labelled
 
     def right(self, key: str, answer: str | None, answers: Mapping[str, str]) -> bool:
@@ -52,11 +52,11 @@ class Grader:
         return self._known[key, answer]
 
     def solved(self, trace: Trace) -> bool:
-        """Whether the answer that the whole search gives is right."""
+        """Whether the answer of the whole search is right."""
         return self.right(trace.key, chosen(trace), trace.answers)
 
     def rollouts(self, trace: Trace) -> list[bool]:
-        """Of each rollout with an answer: whether that is right."""
+        """For each rollout with an answer, whether that is right."""
         return [self.right(trace.key, r.answer, trace.answers) for r in trace.answered]
 
 
@@ -205,7 +205,7 @@ class Rescored:
     right: tuple[bool, ...]  #: of each trace, in order
 
     def to_json(self) -> dict[str, Any]:
-        """All but the single outcomes."""
+        """All but the individual outcomes."""
         data = {name: rounded(value) for name, value in asdict(self).items() if name != "right"}
         return data | {"sharpness": self.sharpness}
 
@@ -319,7 +319,7 @@ def score(trace: Trace, rollout: TracedRollout, reward: str) -> float:
 
 
 def leaf_shares(trace: Trace) -> dict[int, float]:
-    """What share of independent samples would end at each leaf that has an answer.
+    """The share of independent samples that would end at each leaf with an answer.
 
     A search that returns to a branch again and again multiplies that branch's votes. Here the
     chance of a leaf is the product, down its path, of the share of the draws at each node that

@@ -1,8 +1,7 @@
 """Runs a strategy over problems, in this process or through the queue.
 
-Results are appended to a JSON Lines file as they come; a run that is started again does only
-what is missing. Labels stay here: a search gets a job without one, and grading is done on what
-it gives back.
+Results are appended to a JSON Lines file as they arrive; a second run only does what is missing.
+Labels stay here: a search gets a job without one, and its result is graded afterwards.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """Where a run stands."""
+    """Progress of a run."""
 
     done: int
     total: int
@@ -153,9 +152,9 @@ def run(
 ) -> list[Trace]:
     """Search every problem that `file` has no trace of yet; all traces, in problem order.
 
-    Each search waits for its own round while others fill the engine's batches, so one thread a
-    search is enough. Raises what a search raises, after the searches under way have been kept.
-    Ctrl-C ends those at once; the ones that had ended are kept.
+    Each search waits for its own round while others fill the engine's batches, so one thread per
+    search is enough. Raises what a search raises, after the running searches have been stored.
+    Ctrl-C ends those at once; finished ones are kept.
     """
     plans = {p.key: make_plan(recipe.job(p), runtime) for p in problems}
     names = {p.key: _run_name(recipe, plans[p.key], p.job) for p in problems}
@@ -214,10 +213,10 @@ def run(
 
 
 def _run_name(recipe: Recipe, made: SearchPlan, job: Job) -> str:
-    """A hash of all that decides how a problem is searched, the problem itself left out.
+    """A hash of everything that determines how a problem is searched, except the problem itself.
 
     That is the configuration, the model and the prompt around the question. Settings at their
-    defaults do not count: traces from before a setting was added stay valid.
+    defaults are left out, so that traces from before a setting was added stay valid.
     """
     usual = SearchConfig(strategy="", action=Action.WHOLE).to_json()
     config = made.config.to_json() | {"seed": recipe.options.seed, "profile": ""}

@@ -53,7 +53,7 @@ class Paired:
 
     @property
     def clear(self) -> bool:
-        """Whether it is no chance: with few problems the interval alone excludes 0 too often."""
+        """Whether it is significant: with few problems the interval alone excludes 0 too often."""
         return (self.low > 0 or self.high < 0) and self.p < 0.05
 
     def __str__(self) -> str:
@@ -91,7 +91,7 @@ def paired(first: Sequence[bool], second: Sequence[bool]) -> Paired:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ratio:
-    """What one strategy spends, as a share of what another spends on the same problems."""
+    """Tokens of one strategy as a share of those of another on the same problems."""
 
     ratio: float
     low: float  #: 95 % percentile interval of the paired bootstrap
@@ -124,7 +124,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 
 def auroc(scores: Sequence[float], labels: Sequence[bool]) -> float | None:
-    """Chance that a right one scores above a wrong one, ties half; None without both kinds."""
+    """Probability that a right one scores above a wrong one, ties half; None without both kinds."""
     values, right = np.asarray(scores, dtype=float), np.asarray(labels, dtype=bool)
     n_right, n_wrong = int(right.sum()), int((~right).sum())
     if not n_right or not n_wrong:
@@ -186,7 +186,7 @@ def rounded(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """What one of the revisions made of the questions."""
+    """Results of one of the revisions on the questions."""
 
     n: int  #: questions with an expected answer
     accuracy: float

@@ -1,4 +1,4 @@
-"""What an evaluation keeps of each search: rollouts, answers and token scores, no labels.
+"""What an evaluation stores of each search: rollouts, answers and token scores, no labels.
 
 A trace is one line of JSON. From it every figure of the report follows, as does what the search
 would have answered under other rewards and votes and at a smaller budget (`grading`), without
@@ -31,7 +31,7 @@ DIGITS = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TracedRollout:
-    """What a trace keeps of a rollout."""
+    """A rollout in a trace."""
 
     answer: str | None  #: key into Trace.answers
     round: int
@@ -50,7 +50,7 @@ class TracedRollout:
 
     @property
     def weight(self) -> float:
-        """What its vote weighs."""
+        """The weight of its vote."""
         return self.path_confidence if self.value is None else self.value
 
 
@@ -76,7 +76,7 @@ class Trace:
 
     @property
     def scale(self) -> Scale:
-        """How values weigh in its vote."""
+        """The weights of values in its vote."""
         return Scale(sharpness=self.sharpness, spread=self.spread, reference=self.reference)
 
     @property
@@ -119,7 +119,7 @@ def read(file: Path) -> list[Trace]:
 
 
 def end_line(file: Path) -> None:
-    """Cut off what an interruption left of a last line, so that the next begins on its own."""
+    """Remove an incomplete last line, so that the next one begins on a new line."""
     with file.open("ab+") as lines:
         lines.seek(0)
         lines.truncate(lines.read().rfind(b"\n") + 1)

@@ -1,7 +1,7 @@
-"""Where text comes from: `open_runtime` gives the runtime that the settings name.
+"""Runtimes generate text: `open_runtime` opens the one that the settings name.
 
-A new runtime is a module with a class that does what `base.Runtime` says, a function that opens
-one from the settings, and a line in `RUNTIMES`.
+A new runtime is a module with a class that implements `base.Runtime`, a function that opens it
+from the settings, and a line in `RUNTIMES`.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ RUNTIMES: dict[str, Callable[[Settings], Runtime]] = {
     "openai+http": _servers,
     "openai+https": _servers,
 }
-"""What opens a runtime, by the scheme of MARCO_RUNTIME: the part before the colon, if any."""
+"""Functions that open a runtime, by the scheme of MARCO_RUNTIME, the part before the colon."""
 
 
 def open_runtime(settings: Settings | None = None) -> Runtime:
-    """The runtime that MARCO_RUNTIME names, or `settings` in place of the environment.
+    """The runtime that MARCO_RUNTIME names, or `settings` instead of the environment.
 
-    Raises InvalidSettings for an address that is not one, ModelRefused for a model that can't be
-    used or is not the one asked for, RuntimeUnavailable if no server answers.
+    Raises InvalidSettings for an invalid address, ModelRefused for a model that can't be used or
+    is not the requested one, RuntimeUnavailable if no server responds.
     """
     settings = settings or settings_module.load()
     scheme = settings.runtime.strip().partition(":")[0].lower()

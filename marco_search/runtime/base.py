@@ -1,4 +1,4 @@
-"""The seam between a search and whatever generates text."""
+"""The interface between a search and whatever generates text."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from marco_search.search.branches import Branch, Expansion, Message
 from marco_search.text import HIDDEN, one_line, redacted
 
 UNKNOWN = "unknown"
-"""A version, model or revision that the server does not tell."""
+"""A version, model or revision that the server does not report."""
 
 
 _Text = Annotated[str, at_most(1024, empty=True)]
 
 
 class Training(BaseModel):
-    """What a model was fine-tuned from and on: marco_training.json of its folder."""
+    """What a model was fine-tuned from and on: the marco_training.json of its folder."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -40,7 +40,7 @@ class Training(BaseModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeInfo:
-    """What generated an answer: enough to replay it. Stored on every attempt."""
+    """What generated an answer, in enough detail to replay it. Stored with every attempt."""
 
     name: str  #: of the runtime: "embedded", "sglang" or "openai"
     version: str  #: of the engine
@@ -48,7 +48,7 @@ class RuntimeInfo:
     revision: str  #: sha256 of a folder's weights, or the server's weight version
     context_tokens: int  #: longest prompt plus answer
     exact: bool = False  #: whether the same version generates the same bits again
-    #: What it can't do or say, in words for people. Not stored.
+    #: What it does not support, in words for people. Not stored.
     lacks: tuple[str, ...] = ()
     tokenizer: str = ""  #: folder or Hub name of a server's tokenizer, if it says
     training: Training | None = None  #: None: unknown, or not fine-tuned here
@@ -79,7 +79,7 @@ class Runtime(Protocol):
         ...
 
     def branch(self, expansions: Sequence[Expansion]) -> list[Branch]:
-        """Run all branches of all expansions at once and wait for them.
+        """Generate all branches of all expansions at once and wait for them.
 
         Returns one Branch per request, ordered by expansion, then by request. A branch that
         failed is a Branch with `finish=FAILED`; the others stand. The error of one whose prefix
@@ -89,9 +89,9 @@ class Runtime(Protocol):
         ...
 
     def abort(self) -> None:
-        """Called from another thread: what is in flight fails at once, `branch` returns.
+        """Called from another thread: fail all branches in flight at once; `branch` returns.
 
-        A later call of `branch` is not touched. Does nothing when nothing is in flight.
+        Later calls of `branch` are not affected. Does nothing when nothing is in flight.
         """
         ...
 
@@ -105,13 +105,13 @@ _CONTROL = re.compile(r"<(?=[|\uff5c][^<>\s]+[|\uff5c]>|(?:start|end)_of_turn>)|
 
 
 def strip_control_tokens(text: str, specials: Iterable[str] = ()) -> str:
-    """`text` with control tokens (<|im_end|> and the like) made ordinary text.
+    """`text` with control tokens (<|im_end|> and the like) turned into ordinary text.
 
     Prompts are tokenised as one text, so a caller's "<|im_end|>" would otherwise end its turn.
     `specials` are further ones, of the model.
     """
     for special in specials:
-        if len(special) > 1 and not special[0].isalnum():  # else words would be torn apart
+        if len(special) > 1 and not special[0].isalnum():  # otherwise words would be split
             text = text.replace(special, f"{special[0]} {special[1:]}")
     return _CONTROL.sub(r"\g<0> ", text)
 
@@ -121,8 +121,8 @@ _HEADER = re.compile(r"""(?i)(authorization\W{1,8})(?:(?:bearer|basic)\s+)?[^\s"
 
 
 def quoting(key: str | None) -> Callable[[str], str]:
-    """A function that makes what a server says fit for logs: short, one line, without the key."""
-    # As it is, in JSON, and in an address.
+    """A function that prepares a server's text for logs: short, one line, without the key."""
+    # Verbatim, in JSON, and in a URL.
     forms = {key, json.dumps(key)[1:-1], quote(key, safe="")} if key else set()
 
     def quoted(text: str) -> str:

@@ -1,7 +1,7 @@
-"""A runtime that is not ours: what it gives is checked as a server's reply is.
+"""Checks the results of a custom runtime like the replies of a server.
 
-What can't be right costs its branch, and an exception that is not one of ours says that the runtime
-is away: neither fails a job, nor reaches the trail, where verification would find it changed.
+An invalid result fails its branch, and an exception that is not a MarcoError means that the runtime
+is unavailable. Neither fails a job or reaches the trail, where verification would reject it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class CheckedRuntime:
-    """Another runtime, of which only sound branches are used (see `Runtime`)."""
+    """Wraps a runtime, and uses only its valid branches (see `Runtime`)."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime

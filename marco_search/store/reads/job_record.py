@@ -112,7 +112,7 @@ class JobRecord:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The search's settings; empty: it was never begun."""
+        """The search's settings; empty: it was never started."""
         return next((a.config for a in reversed(self.attempts) if a.config), {})
 
     @property

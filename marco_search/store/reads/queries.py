@@ -1,4 +1,4 @@
-"""What readers see of jobs: which there are, their status, totals and results.
+"""Reads of jobs: lists, status, totals and results.
 
 Reads the views of the schema `audit` only, so that an auditor's login is enough.
 """
@@ -26,7 +26,7 @@ from marco_search.store.queue.jobs import OF_BATCH
 from marco_search.store.queue.states import JobState, not_found
 
 LOW_QUANTILE = 0.1
-"""A confidence is low if it is in this part of its model's own."""
+"""A confidence is low if it is in this lowest share of its model's."""
 NARROW_SHARE = 0.6
 """An answer won narrowly if its share of the vote is less than this."""
 
@@ -202,7 +202,7 @@ def page(conn: Conn, wanted: JobFilter, *, limit: int = 50) -> JobPage:
 
 
 def counts(conn: Conn, wanted: JobFilter) -> dict[str, int]:
-    """How many jobs that fit are in each state, whatever `wanted.state`: of COUNTED at most."""
+    """Number of matching jobs by state, whatever `wanted.state`; counts COUNTED jobs at most."""
     given = _given(wanted) | {"state": None, "limit": COUNTED}
     query = f"""SELECT state, count(*) FROM (SELECT state FROM {_FILTERED} LIMIT %(limit)s) AS fit
         GROUP BY state ORDER BY state"""  # noqa: S608  # constants
@@ -221,7 +221,7 @@ def _given(wanted: JobFilter) -> dict[str, Any]:
 
 
 def _place(keys: str, name: str) -> str:
-    """Where the job of this parameter stands in an order."""
+    """The position of the job of this parameter in an order."""
     if keys == ORDERS["newest"]:  # so that the primary key is used
         return f"%({name})s::uuid"
     return f"(SELECT {keys} FROM audit.jobs WHERE job_id = %({name})s)"  # noqa: S608  # constants
@@ -304,7 +304,7 @@ def batch_totals(conn: Conn, batch_ids: Sequence[UUID]) -> list[Totals]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerProcess:
-    """A process that claimed jobs lately, what it searched with, and what it is at."""
+    """A process that claimed jobs lately, its model and engine, and its current job."""
 
     worker: str
     host: str
@@ -355,7 +355,7 @@ def workers(conn: Conn, *, limit: int = 100) -> list[WorkerProcess]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MissingModel:
-    """A model that no worker had lately, and how many begun jobs wait for it."""
+    """A model that no worker had lately, and the number of started jobs that wait for it."""
 
     model: str
     revision: str
@@ -375,16 +375,16 @@ _MISSING_MODELS = """(
 
 
 def missing_models(conn: Conn, *, tenant: str | None = None) -> list[MissingModel]:
-    """The models that begun jobs wait for; only those of a tenant's jobs, if given."""
+    """The models that started jobs wait for; optionally only of a tenant's jobs."""
     return select(conn, MissingModel, _MISSING_MODELS, {"tenant": tenant})
 
 
 def config(conn: Conn, job_id: UUID) -> SearchConfig:
-    """How a job is searched. Raises InvalidJob for one that was never begun."""
+    """How a job is searched. Raises InvalidJob if it was never started."""
     query = "SELECT config FROM audit.jobs WHERE job_id = %s AND config IS NOT NULL"
     found = conn.execute(query, [job_id]).fetchone()
     if found is None:
-        raise InvalidJob("job", f"{job_id} was never begun: it has no configuration")
+        raise InvalidJob("job", f"{job_id} was never started: it has no configuration")
     return SearchConfig.from_json(found[0])
 
 
@@ -433,7 +433,7 @@ _ANSWERS = """
 
 
 def results(conn: Conn, job_ids: Iterable[UUID], *, tenant: str | None = None) -> list[JobResult]:
-    """The results of those of the jobs that have ended, in any order."""
+    """The results of the jobs that have ended, in any order."""
     with conn.cursor(row_factory=dict_row) as cursor:
         wanted = {"ids": list(job_ids), "tenant": tenant}
         rows = cursor.execute(_RESULTS, wanted).fetchall()
@@ -582,7 +582,7 @@ def state_counts(conn: Conn, tenant: str | None, batch: UUID | None = None) -> d
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unfinished:
-    """Jobs that have not ended, by what they wait for."""
+    """Number of unfinished jobs by what they wait for."""
 
     worker: int  #: running, or any worker may begin them
     pause: int  #: their own, their tenant's or everyone's ends
@@ -606,7 +606,7 @@ def unfinished(
     job_ids: Iterable[UUID] | None = None,
     batch: UUID | None = None,
 ) -> Unfinished:
-    """How many of the tenant's jobs, of those given or of its batch, wait for what."""
+    """What the tenant's jobs, optionally only the given ones or those of a batch, wait for."""
     ids = None if job_ids is None else list(job_ids)
     given = {"tenant": tenant, "ids": ids, "batch": batch}
     return select(conn, Unfinished, _UNFINISHED, given)[0]

@@ -1,4 +1,4 @@
-"""Months of trees that may leave the database, and those that have left it."""
+"""Months of trees that can be archived, and those that are."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FORMAT = 3
 """Of the manifest and files that are written now: since 2, links have a column for their format,
 since 3 for the salt of their job and what is left of one that was redacted."""
 TABLES = ("nodes", "rollouts", "answers")
-"""Whose partitions are dropped. Jobs, attempts and the log stay: they are small."""
+"""Tables whose partitions are dropped. Jobs, attempts and the log stay, as they are small."""
 
 _NAME = re.compile(r"nodes_(\d{4})_(\d{2})")
 
@@ -86,7 +86,7 @@ def require_there(conn: Conn, month: Month) -> None:
 
 
 def archived_meanwhile(month: Month) -> ArchiveRefused:
-    """The refusal of a month that is gone by now."""
+    """The refusal of a month that another command has archived."""
     return ArchiveRefused(f"{month.name}: another command has archived it meanwhile")
 
 
@@ -151,7 +151,7 @@ def chain(conn: Conn, manifest: str) -> int:
 
 
 def root_of(manifest: str) -> bytes:
-    """What the chain holds of an archive."""
+    """An archive in the chain."""
     return hashlib.sha256(manifest.encode()).digest()
 
 
@@ -219,7 +219,7 @@ class Manifest(BaseModel):
 
 
 def parse(manifest: str) -> Manifest:
-    """The list as values. Raises ArchiveRefused if `marco archive` did not write it."""
+    """The manifest. Raises ArchiveRefused if `marco archive` did not write it."""
     try:
         data: dict[str, Any] = json.loads(manifest)
         number = str(data["format"]).removeprefix("marco-archive ")

@@ -1,8 +1,8 @@
-"""Redaction: texts of a job that has ended give way to salted hashes, and all else stays proved.
+"""Redaction: replaces the texts of a job that has ended by salted hashes; all else stays proved.
 
-One transaction a job: verify it, log the event, keep the commitments to its texts, replace the
+One transaction per job: verify it, log the event, store the commitments to its texts, replace the
 texts, destroy the salt, seal what is left. Hashes that were made without a salt (formats 1 to 3)
-would let a text be guessed and tried: they are erased with the texts.
+would allow testing guesses of a text, so they are erased with the texts.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ REDACTED = "redacted"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """What is to be redacted: all that matches everything given."""
+    """What to redact: everything that matches all conditions."""
 
     tenant: str | None = None
     batch_id: UUID | None = None
@@ -55,7 +55,7 @@ _NAMED = "(%(custom_id)s::text IS NULL OR custom_id = %(custom_id)s)"
 
 
 def chosen(conn: Conn, choice: Choice) -> list[UUID]:
-    """The jobs that are not redacted yet, those that were started over too; the oldest first."""
+    """The jobs that are not redacted yet, including restarted ones; oldest first."""
     metadata = choice.metadata
     return [
         row[0]
@@ -200,7 +200,7 @@ def _redact(
 
 
 def _verified(conn: Conn, job_id: UUID) -> list[tuple[Link, Proof]]:
-    """The job's ends, once everything about it has been checked. Raises RedactionRefused."""
+    """The job's ends, after everything about it has been verified. Raises RedactionRefused."""
     report, sealed = verification.check_one(conn, job_id)
     if report.findings:
         raise RedactionRefused(
