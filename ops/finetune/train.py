@@ -89,8 +89,8 @@ class Texts:
 
     def row(self, messages: Sequence[samples.Message], **turns: str) -> dict[str, str]:
         """The prompt as a search gives it to the model, and the turns that follow it."""
-        turns = [Message(role=m["role"], content=m["content"]) for m in messages]
-        prompt = rendered(turns, self.profile, self.template, self.name)
+        chat = [Message(role=m["role"], content=m["content"]) for m in messages]
+        prompt = rendered(chat, self.profile, self.template, self.name)
         opening = self.profile.opening
         if opening and prompt.rstrip().endswith(opening.rstrip()):
             turns = {name: turn.removeprefix(opening) for name, turn in turns.items()}
