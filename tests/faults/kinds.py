@@ -183,7 +183,7 @@ def restart_in_copy(context: Context) -> Hit:
     with _trigger(context.rig, slow, "FOR EACH ROW"):
 
         def copying() -> bool:
-            query = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'COPY \"nodes\"%%'"
+            query = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'COPY nodes %%'"
             return bool(context.rig.ask(query + " AND state = 'active'")[0][0])
 
         wait_until(copying, "a COPY runs")
