@@ -19,8 +19,10 @@ from marco_search.search.branches import (
     BranchRequest,
     Expansion,
     Finish,
+    ReflectionPlacement,
     Segment,
     Token,
+    TurnFormat,
 )
 
 log = logging.getLogger(__name__)
@@ -47,11 +49,14 @@ class CheckedRuntime:
         except Exception as error:
             log.exception("the runtime %s failed", self.info.name)
             raise RuntimeUnavailable(f"{type(error).__name__}: {error}") from error
-        requests = [request for expansion in expansions for request in expansion.branches]
-        return [sound(found.get(request.branch_id), request) for request in requests]
+        return [
+            sound(found.get(request.branch_id), request, expansion.turn)
+            for expansion in expansions
+            for request in expansion.branches
+        ]
 
 
-def sound(branch: Branch | None, request: BranchRequest) -> Branch:
+def sound(branch: Branch | None, request: BranchRequest, turn: TurnFormat) -> Branch:
     """The branch as the trail can have it; a failed one if it can't be right."""
     try:
         if branch is None:
@@ -59,10 +64,33 @@ def sound(branch: Branch | None, request: BranchRequest) -> Branch:
         if branch.finish is Finish.FAILED:
             (error,) = reply.storable([str(branch.error)])
             branch = replace(branch, segments=(), error=error)
+        else:
+            _check_reflection(branch, request, turn)
         return _checked(branch, request.max_new_tokens)
     except BranchFailed as error:
         reason = f"{BranchFailed.__name__}: {error}"
         return Branch(branch_id=request.branch_id, finish=Finish.FAILED, error=reason)
+
+
+def _check_reflection(branch: Branch, request: BranchRequest, turn: TurnFormat) -> None:
+    """The reflection phrase stands where it was asked for, and is all that was inserted."""
+    inserted = {i: s.text for i, s in enumerate(branch.segments) if s.forced and s.text}
+    for text in inserted.values():
+        if text.strip() != turn.reflection.strip():
+            raise BranchFailed(f"{text!r} was inserted, which is not the reflection phrase")
+    text = "".join(segment.text for segment in branch.segments)
+    places = [*inserted]
+    match request.reflect:
+        case ReflectionPlacement.NO:
+            fits = not places
+        case ReflectionPlacement.FIRST:
+            fits = places == [0]
+        case ReflectionPlacement.AT_END:
+            full = branch.generated_tokens >= request.max_new_tokens
+            room = not (full and text.endswith(turn.thought_ends))
+            fits = places == [1] or not (places or (room and turn.end_in(text) >= 0))
+    if not fits:
+        raise BranchFailed(f"the reflection phrase is not where {request.reflect} has it")
 
 
 def _checked(branch: Branch, most: int) -> Branch:

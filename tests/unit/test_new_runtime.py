@@ -15,19 +15,23 @@ from marco_search.errors import InvalidSettings, PromptTooLong, RuntimeUnavailab
 from marco_search.runtime import RUNTIMES, open_runtime
 from marco_search.runtime.base import Runtime, RuntimeInfo
 from marco_search.search.branches import (
+    MARCO_O1,
     TOP_K,
     Branch,
     BranchRequest,
     Expansion,
     Finish,
     Message,
+    ReflectionPlacement,
     Segment,
     Token,
+    TurnFormat,
 )
 from marco_search.settings import Settings
 from tests.toy import PROMPT, ToyRuntime
 
-ANSWER = "8 apples</Thought>\n<Output>\n8\n</Output>"
+THOUGHT = "8 apples</Thought>"
+ANSWER = f"{THOUGHT}\n<Output>\n8\n</Output>"
 
 
 class ConstantRuntime:
@@ -48,7 +52,11 @@ class ConstantRuntime:
 
     def branch(self, expansions: Sequence[Expansion]) -> list[Branch]:
         return [
-            Branch(branch_id=request.branch_id, segments=(generated(),), finish=Finish.STOP)
+            Branch(
+                branch_id=request.branch_id,
+                segments=(*reflected(request, expansion.turn), generated(ANSWER)),
+                finish=Finish.STOP,
+            )
             for expansion in expansions
             for request in expansion.branches
         ]
@@ -60,12 +68,21 @@ class ConstantRuntime:
         """No threads, no connections."""
 
 
-def generated() -> Segment:
+def reflected(request: BranchRequest, turn: TurnFormat) -> tuple[Segment, ...]:
+    """What comes before the answer: nothing, or the phrase where it was asked for."""
+    if request.reflect is ReflectionPlacement.NO:
+        return ()
+    phrase = Segment(turn.reflection + "\n")
+    first = request.reflect is ReflectionPlacement.FIRST
+    return (phrase,) if first else (generated(THOUGHT), phrase)
+
+
+def generated(text: str) -> Segment:
     """Tokens with their log-probs and the best candidates of every position."""
-    words = ANSWER.split(" ")
+    words = text.split(" ")
     texts = [word + " " for word in words[:-1]] + words[-1:]
     top = tuple((i, -0.1 - i) for i in range(TOP_K))
-    return Segment(ANSWER, tuple(Token(0, text, -0.1, top) for text in texts))
+    return Segment(text, tuple(Token(0, part, -0.1, top) for part in texts))
 
 
 @pytest.fixture
@@ -85,6 +102,7 @@ def test_a_search_runs_on_it() -> None:
     found = solve("Tom has 3 apples and buys 5 more. How many apples does he have?", rollouts=4)
     assert found.answer is not None
     assert found.answer.text == "8"
+    assert found.shortfalls.failed == 0
 
 
 def test_a_runtime_that_is_not_registered_is_refused() -> None:
@@ -160,6 +178,33 @@ def test_a_branch_that_can_t_be_right_has_failed(
     assert branch.segments == ()
     assert words in str(branch.error)
     assert str(branch.error).startswith("BranchFailed: ")
+
+
+@pytest.mark.parametrize("reflect", [ReflectionPlacement.FIRST, ReflectionPlacement.AT_END])
+def test_a_reflection_that_did_not_take_place_is_a_failure(
+    reflect: ReflectionPlacement, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(reflect: ReflectionPlacement) -> list[Expansion]:
+        (request,) = ASKED.branches
+        requests = (replace(request, branch_id=i, seed=i, reflect=reflect) for i in range(9))
+        return [replace(ASKED, branches=tuple(requests))]
+
+    runtime = opened(lambda found: found, monkeypatch)
+    assert all(b.finish is not Finish.FAILED for b in runtime.branch(asked(reflect)))
+    without = ToyRuntime().branch(asked(ReflectionPlacement.NO))
+    ignored = opened(lambda _: without, monkeypatch).branch(asked(reflect))
+    assert any("reflection phrase" in str(branch.error) for branch in ignored)
+    assert {b.branch_id for b in ignored if b.finish is Finish.FAILED} == {
+        b.branch_id
+        for b in without
+        if reflect is ReflectionPlacement.FIRST or MARCO_O1.end_in(b.continuation(MARCO_O1)) >= 0
+    }
+
+    def own_words(found: list[Branch]) -> list[Branch]:
+        return [replace(b, segments=(Segment("Well."), *b.segments)) for b in found]
+
+    for branch in opened(own_words, monkeypatch).branch(asked(ReflectionPlacement.NO)):
+        assert "'Well.' was inserted" in str(branch.error)
 
 
 def test_what_can_be_put_right_is(monkeypatch: pytest.MonkeyPatch) -> None:
