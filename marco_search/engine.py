@@ -384,6 +384,8 @@ def job_result(
         )
     return JobResult(
         job_id=job_id,
+        metadata=job.metadata or None,
+        subject=job.subject,
         kind=job.kind,
         state=state,
         answers=tuple(answers),

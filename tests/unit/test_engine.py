@@ -132,3 +132,10 @@ def test_what_is_compared_with_the_expected_answer_is_what_was_voted_on(said: st
     other = job.model_copy(update={"expected": "3"})
     assert solve(job, runtime=ToyRuntime([said])).correct is True
     assert solve(other, runtime=ToyRuntime([said])).correct is False
+
+
+def test_a_result_has_what_was_asked_and_the_caller_s_metadata() -> None:
+    job = ReasoningJob(question="2 + 2?", options=SearchOptions(strategy="cot"))
+    found = solve(job.model_copy(update={"metadata": {"row": 7}}), runtime=ToyRuntime())
+    assert (found.subject, found.metadata) == ("2 + 2?", {"row": 7})
+    assert solve(job, runtime=ToyRuntime()).metadata is None
