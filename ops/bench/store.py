@@ -53,6 +53,7 @@ _OTHER = {
     "id": "made.id",
     "tenant": "%(tenant)s",
     "batch_id": "%(batch)s",
+    "batch_line": "row_number() OVER ()",
     "idempotency_key": "NULL",
     **{name: f"job.{name} - made.age" for name in _TIMES},
 }
