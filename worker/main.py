@@ -22,12 +22,12 @@ from celery.apps import worker as celery_program
 from celery.worker import state
 
 from marco_search.engine import profile_of
-from marco_search.errors import MarcoError
+from marco_search.errors import InvalidSettings, MarcoError
 from marco_search.jobs import SearchOptions
 from marco_search.metrics import SCHEDULER, WORKER, measured
 from marco_search.runtime import open_runtime
 from marco_search.runtime.base import Runtime
-from marco_search.settings import Settings
+from marco_search.settings import Settings, worker_refusal
 from worker import process, watchdog
 
 log = logging.getLogger(__name__)
@@ -56,6 +56,8 @@ def run(
     anything is started; Redis and the model server may be down, the worker waits for them. Stopped
     by Ctrl-C, it raises KeyboardInterrupt after shutting down as on SIGTERM.
     """
+    if refused := worker_refusal(settings):
+        raise InvalidSettings(refused)
     with measured(settings, [WORKER, SCHEDULER], forks=True):
         return _run(process.Process(settings, open_runtime, silent_s), processes, name)
 

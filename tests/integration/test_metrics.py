@@ -25,7 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from psycopg import errors
 
 from marco_search import metrics
-from marco_search.errors import AddressTaken
+from marco_search.errors import AddressTaken, InvalidSettings
 from marco_search.logs import JsonLines
 from marco_search.metrics import API, METRICS
 from marco_search.settings import Settings
@@ -302,6 +302,8 @@ def test_a_port_that_is_taken_is_said_before_anything_starts() -> None:
         settings = settings_for("postgresql://nowhere/", "", metrics_port=taken.getsockname()[1])
         with pytest.raises(AddressTaken, match="MARCO_METRICS_PORT"):
             main.run(settings)
+    with pytest.raises(InvalidSettings, match="MARCO_HEARTBEAT_S"):
+        main.run(settings_for("postgresql://nowhere/", "", heartbeat_s=1, lease_s=1))
 
 
 def test_the_exporter_asks_seldom_and_names_few_tenants(database: Database) -> None:
