@@ -68,8 +68,8 @@ def record_of(
     done = rounds is None
     rollouts = [r for r in tree.rollouts if r.round <= until]
     answers = _answers(search) if done else ()
-    best = [r for r in rollouts if answers and r.rollout_id in answers[0].rollout_ids]
-    path = max(best, key=lambda r: (r.path_confidence, -r.rollout_id)).path if best else ()
+    reaching = ([r for r in rollouts if r.rollout_id in a.rollout_ids] for a in answers)
+    best = (max(found, key=lambda r: (r.path_confidence, -r.rollout_id)) for found in reaching)
     nodes = _nodes(search, until) if until else ()
     return JobRecord(
         job=JobStatus(
@@ -93,7 +93,7 @@ def record_of(
         ),
         payload=payload or {},
         answers=answers,
-        winning_path=tuple(path),
+        best_rollouts=tuple(r.rollout_id for r in best),
         nodes=nodes,
         rollouts=tuple(rollouts),
         attempts=(

@@ -35,8 +35,8 @@ def document(
         "answers": [
             answer.model_dump(mode="json")
             | {"rollouts": [rollout.rollout_id for rollout in record.reaching(answer)]}
-            | {"best_rollout": (best := record.best(answer)) and best.rollout_id}
-            for answer in record.answers
+            | {"best_rollout": best}
+            for answer, best in zip(record.answers, record.best_rollouts, strict=True)
         ],
         "winning_path": list(record.winning_path),
         "nodes": [_plain(node) for node in record.nodes],

@@ -19,7 +19,6 @@ from marco_search.errors import InvalidJob
 from marco_search.jobs import Answer, Job, explained
 from marco_search.kinds import parse_job
 from marco_search.search.actions import Action
-from marco_search.search.rewards import CONFIDENCE
 from marco_search.search.tree import Node, Rollout, Shortfalls
 from marco_search.store import views
 from marco_search.store.db import Conn, M, select
@@ -94,7 +93,7 @@ class JobRecord:
     job: JobStatus
     payload: dict[str, Any]  #: the request as it was submitted, without the expected answer
     answers: tuple[Answer, ...]  #: best first
-    winning_path: tuple[int, ...]  #: root to leaf of the best answer's most confident rollout
+    best_rollouts: tuple[int | None, ...]  #: whose texts the answers are; None: archived
     nodes: tuple[TreeRow, ...]  #: in id order: root first, parents before children
     rollouts: tuple[Rollout, ...]  #: in id order
     attempts: tuple[AttemptRow, ...]
@@ -104,11 +103,11 @@ class JobRecord:
         """The rollouts that reach an answer."""
         return tuple(r for r in self.rollouts if r.rollout_id in answer.rollout_ids)
 
-    def best(self, answer: Answer) -> Rollout | None:
-        """The one of these whose vote weighs most, whose text the answer is; None: archived."""
-        own = self.config.get("reward", CONFIDENCE[0]) in CONFIDENCE
-        votes = [(r.path_confidence if own else r.value, r) for r in self.reaching(answer)]
-        return max(votes, key=lambda vote: (vote[0], -vote[1].rollout_id))[1] if votes else None
+    @property
+    def winning_path(self) -> tuple[int, ...]:
+        """Root to leaf of the rollout whose text the best answer is; empty: none, or archived."""
+        best = self.best_rollouts[:1]
+        return next((r.path for r in self.rollouts if (r.rollout_id,) == best), ())
 
     @property
     def config(self) -> dict[str, Any]:
@@ -149,9 +148,9 @@ def read(conn: Conn, job_id: UUID) -> JobRecord:
     job = select(conn, JobStatus, "audit.jobs WHERE job_id = %s", [job_id])
     if not job:
         raise not_found(job_id)
-    ((payload, path),) = conn.execute(
-        "SELECT payload, (SELECT path FROM audit.answers AS a WHERE a.job_id = j.job_id"
-        " AND rank = 1) FROM audit.jobs AS j WHERE job_id = %s",
+    ((payload, best),) = conn.execute(
+        "SELECT payload, ARRAY(SELECT best_rollout FROM audit.answers AS a"
+        " WHERE a.job_id = j.job_id ORDER BY rank) FROM audit.jobs AS j WHERE job_id = %s",
         [job_id],
     )
 
@@ -162,7 +161,7 @@ def read(conn: Conn, job_id: UUID) -> JobRecord:
         job=job[0],
         payload=payload,
         answers=tuple(answers(conn, [str(job_id)])[str(job_id)]),
-        winning_path=tuple(path or ()),
+        best_rollouts=tuple(best),
         nodes=tuple(tree(conn, job_id)),
         rollouts=tuple(trail.rollouts(conn, job_id, schema=views.SCHEMA)),
         attempts=rows(AttemptRow, "audit.attempts", "generation"),
