@@ -26,6 +26,7 @@ from marco_search.search.branches import (
 )
 
 log = logging.getLogger(__name__)
+_USAGE = ("prompt_tokens", "cached_tokens", "seconds")
 
 
 class CheckedRuntime:
@@ -96,19 +97,13 @@ def _check_reflection(branch: Branch, request: BranchRequest, turn: TurnFormat) 
 def _checked(branch: Branch, most: int) -> Branch:
     if branch.generated_tokens > most:
         raise BranchFailed(f"{branch.generated_tokens} tokens came, at most {most} were asked for")
-    counts = {"prompt_tokens": branch.prompt_tokens, "cached_tokens": branch.cached_tokens}
-    prompt_tokens, cached_tokens = (reply.count(counts, name) for name in counts)
-    if cached_tokens > prompt_tokens:
-        raise BranchFailed("more cached tokens than prompt tokens")
     texts = {i: text for i, text in branch.texts.items() if isinstance(text, str)}
     texts = dict(zip(texts, reply.storable(list(texts.values())), strict=True))
     return replace(
         branch,
         segments=tuple(map(_segment, branch.segments)),
         texts=texts,
-        prompt_tokens=prompt_tokens,
-        cached_tokens=cached_tokens,
-        seconds=reply.seconds({"seconds": branch.seconds}, "seconds"),
+        **reply.usage({name: getattr(branch, name) for name in _USAGE}, "seconds"),
     )
 
 

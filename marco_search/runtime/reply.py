@@ -83,11 +83,7 @@ def read_completion(
     if not isinstance(text, str):
         raise BranchFailed("the runtime's answer has no text")
     stopped, matched = _finish(meta, stops)
-    prompt_tokens, cached_tokens = count(meta, "prompt_tokens"), count(meta, "cached_tokens")
-    if cached_tokens > prompt_tokens:
-        raise BranchFailed(f"{cached_tokens} cached tokens of {prompt_tokens} prompt tokens")
-    used: dict[str, Any] = {"prompt_tokens": prompt_tokens, "cached_tokens": cached_tokens}
-    used["seconds"] = seconds(meta, "e2e_latency")
+    used = usage(meta, "e2e_latency")
     if stopped and not text and not isinstance(matched, str) and _has_no_tokens(meta):
         return Completion(text="", tokens=(), texts={}, stopped=True, stop=None, **used)
     chosen, candidates = entries(meta)
@@ -102,7 +98,7 @@ def read_completion(
         kept = bisect_left(list(accumulate(map(len, texts))), at + len(stop)) + 1
     if kept > most:
         raise BranchFailed(f"{kept} tokens came, at most {most} were asked for")
-    counted = count(meta, "completion_tokens")
+    counted = _count(meta, "completion_tokens")
     if counted not in (kept, len(chosen)) and meta.get("completion_tokens") is not None:
         raise BranchFailed(f"completion_tokens is {counted}, there are {len(chosen)} tokens")
     return Completion(
@@ -141,7 +137,24 @@ def _finish(meta: Mapping[str, Any], stops: Sequence[str]) -> tuple[bool, str | 
     return True, matched
 
 
-def count(meta: Mapping[str, Any], name: str) -> int:
+def usage(meta: Mapping[str, Any], latency: str) -> dict[str, Any]:
+    """prompt_tokens, cached_tokens and seconds, which stand in `meta` under the name `latency`.
+
+    Raises BranchFailed.
+    """
+    prompt, cached = _count(meta, "prompt_tokens"), _count(meta, "cached_tokens")
+    if cached > prompt:
+        raise BranchFailed(
+            f"{cached} cached tokens of {prompt} prompt tokens: more cached than all"
+        )
+    return {
+        "prompt_tokens": prompt,
+        "cached_tokens": cached,
+        "seconds": _seconds(meta, latency),
+    }
+
+
+def _count(meta: Mapping[str, Any], name: str) -> int:
     """The number of tokens under this name; 0: there is none."""
     value: Any = meta.get(name)
     if value is None:
@@ -151,7 +164,7 @@ def count(meta: Mapping[str, Any], name: str) -> int:
     return value
 
 
-def seconds(meta: Mapping[str, Any], name: str) -> float:
+def _seconds(meta: Mapping[str, Any], name: str) -> float:
     """The seconds under this name; 0.0: there are none."""
     value: Any = meta.get(name)
     if value is None:
