@@ -141,13 +141,13 @@ def test_an_answer_marks_its_paths(job: str, console: Running, open_page: OpenPa
     assert marked.count() == 0
 
     # Selected is where the best of them ended: of a search with another reward than confidence.
-    others = [replace(r, value=1 - r.value) for r in record.rollouts]
-    attempts = tuple(replace(a, config={"reward": "tail"}) for a in record.attempts)
-    other = replace(record, rollouts=tuple(others), attempts=attempts)
-    console.reader.put(other, tokens_of(SEARCH))
     ids = record.answers[1].rollout_ids
-    best = max((r for r in others if r.rollout_id in ids), key=lambda r: (r.value, -r.rollout_id))
-    page = drawn(open_page(job))
+    voting = [r for r in record.rollouts if r.rollout_id in ids]
+    best = max(voting, key=lambda r: (1 - r.value, -r.rollout_id))
+    assert best.rollout_id != record.best_rollouts[1]
+    chosen = (record.best_rollouts[0], best.rollout_id, *record.best_rollouts[2:])
+    console.reader.put(replace(record_of(SEARCH, 2), best_rollouts=chosen), tokens_of(SEARCH))
+    page = drawn(open_page(f"{console.address}/jobs/{job_id(2)}"))  # the console remembers `job`
     page.click("[data-answer='2']")
     assert selected(page) == best.leaf_id
 
